@@ -1,0 +1,20 @@
+-- Guarantee: reads only. Says of each slot whether the caller's lock_key (and fencing token, where one is given)
+-- holds it now.
+-- KEYS: locks, expiry, then per slot: lock, record
+-- ARGV: per slot: slot_id, lock_key, fencing_token
+--   an empty fencing_token stands for any
+-- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
+-- Tags: yours, gone, taken
+local FIRST_KEY, HEAD, STRIDE = 3, 0, 3
+-- include: clock
+-- include: locks
+
+local reply = {now_us}
+for i = 1, count do
+  local lock = lock_of(i)
+  local tag = claim_on(lock, argument(i, 2), tonumber(argument(i, 3)))
+  local at = #reply
+  reply[at + 1], reply[at + 2] = tag, tag == 'yours' and record_of(i)
+  reply[at + 3], reply[at + 4] = lock and lock.until_ms or 0, lock and lock.token or 0
+end
+return reply

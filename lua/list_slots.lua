@@ -1,0 +1,75 @@
+-- Guarantee: reads only. Lists slots in the order of their start, as the caller sees them; with a filter that no
+-- index serves it looks at one chunk a call, so that no call holds the server for long.
+-- KEYS: locks, expiry, starts, resources
+-- ARGV: slot_prefix, lock_suffix, record_suffix, resource_id, from_ms, to_ms, available, lock_key, cursor, chunk, skip,
+--   limit
+--   the keys of a slot are its id between prefix and suffix; resource_id and available ("1", "0") may be empty for
+--   any; from_ms is the earliest start and to_ms the latest end, both may be empty; cursor is where the last call
+--   stopped, 0 at first; the slots returned are those after the first skip matches, up to limit
+-- Reply: now_us, next_cursor, matched, then per slot: slot_id, record, locked_until_ms, available
+--   next_cursor is 0 at the end
+local expiry, starts, resources = KEYS[2], KEYS[3], KEYS[4]
+local slot_prefix, lock_suffix, record_suffix = ARGV[1], ARGV[2], ARGV[3]
+local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local cursor, chunk = tonumber(ARGV[9]), tonumber(ARGV[10])
+local skip, limit = tonumber(ARGV[11]), tonumber(ARGV[12])
+-- include: clock
+-- include: availability
+-- include: record
+-- include: index
+
+-- What ends at a date started before it, so both bounds narrow the range of starts.
+local filtered = to_ms ~= '' or wanted ~= ''
+local source, count_command, range_command, low, high
+if resource_id == '' then
+  source, count_command, range_command = starts, 'ZCOUNT', 'ZRANGEBYSCORE'
+  low = from_ms ~= '' and from_ms or '-inf'
+  high = to_ms ~= '' and '(' .. to_ms or '+inf'
+else
+  source, count_command, range_command = resources, 'ZLEXCOUNT', 'ZRANGEBYLEX'
+  low = '[' .. resource_id .. '\n' .. (from_ms ~= '' and start_part(tonumber(from_ms)) or '')
+  -- The character after a line feed ends the resource's range.
+  high = '(' .. resource_id .. (to_ms ~= '' and '\n' .. start_part(tonumber(to_ms)) or '\11')
+end
+
+local matched = 0
+if not filtered then
+  matched, cursor, chunk = redis.call(count_command, source, low, high), skip, limit
+end
+local found = redis.call(range_command, source, low, high, 'LIMIT', cursor, chunk)
+if #found == 0 then
+  return {now_us, 0, matched}
+end
+
+local ids, record_names, lock_names = {}, {}, {}
+for i, name in ipairs(found) do
+  ids[i] = resource_id == '' and name or string.match(name, '\n.*\n(.*)$')
+  record_names[i] = slot_prefix .. ids[i] .. record_suffix
+  lock_names[i] = slot_prefix .. ids[i] .. lock_suffix
+end
+local records = redis.call('MGET', unpack(record_names))
+local keys = redis.call('MGET', unpack(lock_names))
+local dates = redis.call('ZMSCORE', expiry, unpack(ids))
+
+local function ends_in_time(record)
+  return to_ms == '' or tonumber(read_record(record).end_ms) <= tonumber(to_ms)
+end
+
+local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
+for i, id in ipairs(ids) do
+  local record = records[i]
+  if record and unbookable(record) ~= 'corrupt' and ends_in_time(record) then
+    local lock = keys[i] and {key = keys[i]}
+    local open = available(record, lock, lock_key)
+    if wanted == '' or tostring(open) == wanted then
+      matched = matched + (filtered and 1 or 0)
+      if not filtered or matched > skip and matched <= skip + limit then
+        local at = #reply
+        reply[at + 1], reply[at + 2] = id, record
+        reply[at + 3], reply[at + 4] = lock and tonumber(dates[i]) or 0, open
+      end
+    end
+  end
+end
+reply[3] = matched
+return reply

@@ -1,0 +1,36 @@
+-- Guarantee: a lock is removed only by its own lock_key, and by its own fencing token where one is given, so that
+-- a late unlock never ends a newer lock. A slot that is free already stays so. Only an operator's "force" compares
+-- nothing.
+-- KEYS: locks, expiry, then per slot: lock, record
+-- ARGV: mode, then per slot: slot_id, lock_key, fencing_token
+--   mode is "owner" or "force"; an empty fencing_token stands for any
+-- Reply: now_us, then per slot: tag, record, locked_until_ms, available
+-- Tags: unlocked, gone, taken
+local FIRST_KEY, HEAD, STRIDE = 3, 1, 3
+-- include: clock
+-- include: locks
+-- include: availability
+local force = ARGV[1] == 'force'
+
+local reply = {now_us}
+local names, removed = {}, {}
+for i = 1, count do
+  local lock_key, lock = argument(i, 2), lock_of(i)
+  local tag = claim_on(lock, lock_key, tonumber(argument(i, 3)))
+  if tag == 'yours' or force and lock then
+    tag = 'unlocked'
+    names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
+    lock = false
+    held[ids[i]] = false
+  end
+  local at = #reply
+  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record_of(i), lock and lock.until_ms or 0
+  reply[at + 4] = available(record_of(i), lock, lock_key)
+end
+
+if #removed > 0 then
+  redis.call('DEL', unpack(names))
+  redis.call('HDEL', locks, unpack(removed))
+  redis.call('ZREM', expiry, unpack(removed))
+end
+return reply

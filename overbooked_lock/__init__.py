@@ -1,0 +1,53 @@
+"""The lock engine under booking systems: a slot is locked until a date, whatever crashes."""
+
+from overbooked_lock.aio import AsyncLockEngine
+from overbooked_lock.embedded import EmbeddedServer
+from overbooked_lock.engine import LockEngine
+from overbooked_lock.errors import (
+    CapacityTooSmall,
+    EmbeddedServerError,
+    InvalidArgument,
+    LockKeyInvalid,
+    LockLost,
+    OverbookedError,
+    SlotError,
+    SlotExists,
+    SlotHasBookings,
+    SlotLocked,
+    SlotNotFound,
+    SlotNotLockable,
+    StoreCorrupt,
+    StoreUnavailable,
+)
+from overbooked_lock.holding import AsyncHold, Hold
+from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Unlocked
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncHold",
+    "AsyncLockEngine",
+    "CapacityTooSmall",
+    "EmbeddedServer",
+    "EmbeddedServerError",
+    "Hold",
+    "InvalidArgument",
+    "LiveLock",
+    "Lock",
+    "LockEngine",
+    "LockKeyInvalid",
+    "LockLost",
+    "NewSlot",
+    "OverbookedError",
+    "Slot",
+    "SlotError",
+    "SlotExists",
+    "SlotHasBookings",
+    "SlotLocked",
+    "SlotNotFound",
+    "SlotNotLockable",
+    "SlotPage",
+    "StoreCorrupt",
+    "StoreUnavailable",
+    "Unlocked",
+]

@@ -1,0 +1,185 @@
+"""What a caller may pass, checked before anything is sent: durations and types, never dates against a clock.
+
+Each function takes the argument's value, and its name where it has several; it returns what goes into a
+call and raises :class:`~overbooked_lock.errors.InvalidArgument`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+from pydantic_core import from_json
+
+from overbooked_lock.errors import InvalidArgument
+
+MAX_SLOTS = 512
+"""Most slots in one call: Lua's ``unpack`` and the server's patience both end somewhere above."""
+
+MAX_CAPACITY = 1_000_000_000
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_YEAR_1_MS = -62_135_596_800_000
+
+# Control characters separate the parts of an index entry, and a lone surrogate is no text at all.
+_is_id = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
+_is_key = re.compile(r"[^\ud800-\udfff]{1,255}", re.DOTALL).fullmatch
+_is_namespace = re.compile(r"(?!slots?$)[A-Za-z0-9_.-]{1,64}").fullmatch
+
+
+def slot_id(value: object, name: str = "slot_id") -> str:
+    """An id of a slot or a resource: 1 to 255 characters, none of them a control character."""
+    if isinstance(value, str) and _is_id(value):
+        return value
+    raise InvalidArgument(name, "must be a string of 1 to 255 characters without control characters")
+
+
+def slot_ids(values: object) -> list[str]:
+    """1 to 512 ids, each once."""
+    # A string is a sequence of strings: its letters would be locked one by one.
+    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
+        raise InvalidArgument("slot_ids", "must be a list of slot ids")
+    ids = [slot_id(value, f"slot_ids[{at}]") for at, value in enumerate(values)]
+    if not 1 <= len(ids) <= MAX_SLOTS:
+        raise InvalidArgument("slot_ids", f"must name 1 to {MAX_SLOTS} slots")
+    if len(set(ids)) < len(ids):
+        raise InvalidArgument("slot_ids", "must name each slot once")
+    return ids
+
+
+def lock_key(value: object) -> str:
+    """The owner's secret: any 1 to 255 characters."""
+    if isinstance(value, str) and _is_key(value):
+        return value
+    raise InvalidArgument("lock_key", "must be a string of 1 to 255 characters")
+
+
+def new_lock_key() -> str:
+    """A random lock_key of 128 bits."""
+    return secrets.token_urlsafe(16)
+
+
+def fencing_token(value: object) -> str:
+    """A token as text; empty for None, which stands for any."""
+    if value is None:
+        return ""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53:
+        return str(value)
+    raise InvalidArgument("fencing_token", "must be a positive int below 2^53, or None")
+
+
+def milliseconds(value: object, name: str) -> int:
+    """A date as ms since 1970; a fraction of a ms is cut off."""
+    if isinstance(value, datetime) and value.utcoffset() is not None:
+        ms = (value - _EPOCH) // _MILLISECOND
+        if ms >= _YEAR_1_MS:
+            return ms
+    raise InvalidArgument(name, "must be a datetime with a time zone, in the year 1 UTC or later")
+
+
+def from_milliseconds(ms: int) -> datetime:
+    """The other way round, in UTC."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def seconds(value: object, name: str) -> float:
+    """A duration of 0 or more, in seconds."""
+    if isinstance(value, timedelta) and value >= timedelta(0):
+        return value.total_seconds()
+    raise InvalidArgument(name, "must be a timedelta that is not negative")
+
+
+def positive_milliseconds(value: object, name: str) -> int:
+    """A duration of at least 1 ms, in ms."""
+    if isinstance(value, timedelta) and value >= _MILLISECOND:
+        return value // _MILLISECOND
+    raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
+
+
+def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: int) -> str:
+    """The end of a lock as the scripts take it: a date in ms, or ``+ms`` from Redis' now."""
+    if lock_for is not None and lock_until is None:
+        ms = positive_milliseconds(lock_for, "lock_for")
+        if ms > max_lock_ms:
+            longest = timedelta(milliseconds=max_lock_ms)
+            raise InvalidArgument("lock_for", f"must be at most {longest}, the longest lock")
+        return f"+{ms}"
+    if lock_until is not None and lock_for is None:
+        return str(milliseconds(lock_until, "lock_until"))
+    raise InvalidArgument("lock_until", "or lock_for must be given, and not both")
+
+
+def capacity(value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_CAPACITY:
+        return str(value)
+    raise InvalidArgument("capacity", f"must be an int from 1 to {MAX_CAPACITY:,}", code="E047")
+
+
+def flag(value: object, name: str) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidArgument(name, "must be True or False")
+
+
+def page(limit: object, number: object, most: int = MAX_SLOTS) -> tuple[int, int]:
+    """A page as (its size, how many items stand before it)."""
+    if not isinstance(limit, int) or isinstance(limit, bool) or not 1 <= limit <= most:
+        raise InvalidArgument("limit", f"must be an int from 1 to {most}")
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= 10**9:
+        raise InvalidArgument("page", "must be an int from 1 to 1,000,000,000")
+    return limit, (number - 1) * limit
+
+
+def metadata(value: object) -> str:
+    """An object of JSON values, as text: keys of at most 100 characters, values of at most 5,000 as JSON."""
+    if not isinstance(value, Mapping):
+        raise InvalidArgument("metadata", "must be a mapping of strings to JSON values")
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidArgument("metadata", "must have strings as keys")
+        if len(key) > 100:
+            raise InvalidArgument("metadata", "must have keys of at most 100 characters", code="E042", status=422)
+        if len(_json(item)) > 5000:
+            raise InvalidArgument(
+                "metadata", "must have values of at most 5,000 characters as JSON", code="E042", status=422
+            )
+    return _json(dict(value))
+
+
+def _json(value: Any) -> str:
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        from_json(f"[{text}]")  # as it will be read, inside a payload: lone surrogates and great depth end here
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument(
+            "metadata", "must hold JSON values only, nested less than 200 deep: no NaN, no infinity, no lone surrogate"
+        ) from error
+    return text
+
+
+def namespace(value: object) -> str:
+    """What goes before the keys. Without colons, and never the first word of a key: see ``keys.py``."""
+    if isinstance(value, str) and _is_namespace(value):
+        return value
+    raise InvalidArgument("namespace", "must be 1 to 64 letters, digits, '_', '.' or '-', and not 'slot' or 'slots'")
+
+
+def max_lock(value: object) -> int:
+    """The longest lock, 1 ms to 10 years, in ms."""
+    if isinstance(value, timedelta) and _MILLISECOND <= value <= timedelta(days=3660):
+        return value // _MILLISECOND
+    raise InvalidArgument("max_lock", "must be a timedelta from 1 ms to 10 years")
+
+
+def scope(unregistered: object) -> Literal["registered", "any"]:
+    """What the scripts call the choice of ``unregistered``."""
+    if unregistered == "refuse":
+        return "registered"
+    if unregistered == "allow":
+        return "any"
+    raise InvalidArgument("unregistered", "must be 'refuse' or 'allow'")

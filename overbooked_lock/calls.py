@@ -1,0 +1,363 @@
+"""One builder an operation: what goes to its script, and what the script's reply means. No I/O.
+
+A builder takes many requests and returns one :class:`Call`; its ``parse`` gives one outcome for each request,
+in their order: a value, or the error that concerns this request alone. A single request is a list of one, which
+is what lets an executor merge the requests of many callers into one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from typing import Any, Literal, NamedTuple, cast
+
+import hiredis
+
+from overbooked_lock import scripts
+from overbooked_lock.arguments import from_milliseconds
+from overbooked_lock.errors import (
+    CapacityTooSmall,
+    InvalidArgument,
+    LockKeyInvalid,
+    LockLost,
+    OverbookedError,
+    Reason,
+    SlotExists,
+    SlotHasBookings,
+    SlotLocked,
+    SlotNotFound,
+    SlotNotLockable,
+    StoreCorrupt,
+)
+from overbooked_lock.keys import Keys
+from overbooked_lock.models import LiveLock, Lock, Slot, Unlocked
+
+Reply = list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an engine adds to every call."""
+
+    keys: Keys
+    max_lock_ms: int
+    scope: Literal["registered", "any"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a script. ``parse(reply, sent_at)`` takes the monotonic time from before the request was sent."""
+
+    script: scripts.Script
+    keys: Sequence[str]
+    args: Sequence[str | int]
+    parse: Callable[[Reply, float], Any]
+
+    def evalsha(self) -> bytes:
+        """The command as it goes over the wire."""
+        return self._pack("EVALSHA", self.script.sha)
+
+    def eval(self) -> bytes:
+        """The same for a server that does not know the script: it keeps it from then on."""
+        return self._pack("EVAL", self.script.source)
+
+    def _pack(self, command: str, script: str) -> bytes:
+        words: tuple[Any, ...] = (command, script, len(self.keys), *self.keys, *self.args)
+        packed: bytes = hiredis.pack_command(words)
+        return packed
+
+
+class LockRequest(NamedTuple):
+    """A lock to be made, or one to be prolonged."""
+
+    slot_id: str
+    lock_key: str
+    until: str
+    fencing_token: str = ""
+    key_is_new: bool = False
+    """The engine made the key for this very request: nobody can have held the slot with it before."""
+
+
+class ClaimRequest(NamedTuple):
+    """A lock as its holder names it, to unlock or check it."""
+
+    slot_id: str
+    lock_key: str
+    fencing_token: str = ""
+
+
+class GetRequest(NamedTuple):
+    slot_id: str
+    lock_key: str = ""
+
+
+class CreateRequest(NamedTuple):
+    slot_id: str
+    resource_id: str
+    lockable: str
+    status: str
+    capacity: str
+    start_ms: int
+    end_ms: int
+    start_date: str
+    end_date: str
+    metadata: str
+
+
+class UpdateRequest(NamedTuple):
+    """What is to change; an empty text leaves a field as it is."""
+
+    slot_id: str
+    lockable: str = ""
+    status: str = ""
+    capacity: str = ""
+    start_ms: str = ""
+    end_ms: str = ""
+    start_date: str = ""
+    end_date: str = ""
+    metadata: str = ""
+
+
+class DeleteRequest(NamedTuple):
+    slot_id: str
+
+
+class ListRequest(NamedTuple):
+    resource_id: str
+    from_ms: str
+    to_ms: str
+    available: str
+    lock_key: str
+    cursor: int
+    chunk: int
+    skip: int
+    limit: int
+
+
+class Listed(NamedTuple):
+    slots: list[Slot]
+    matched: int
+    next_cursor: int
+
+
+def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
+    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode]
+    for request in requests:
+        args += request[:3]
+    keys = settings.keys.of_locks(_ids(requests))
+    return Call(scripts.LOCK, keys, args, partial(_granted, settings, requests, _locked_by_another))
+
+
+def lock_many(settings: Settings, requests: Sequence[LockRequest]) -> Call:
+    """All or nothing."""
+    return lock(settings, requests, "all")
+
+
+def extend(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
+    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode]
+    for request in requests:
+        args += request[:4]
+    keys = settings.keys.of_locks(_ids(requests))
+    return Call(scripts.EXTEND, keys, args, partial(_granted, settings, requests, _lost_to_another))
+
+
+def extend_many(settings: Settings, requests: Sequence[LockRequest]) -> Call:
+    """All or nothing."""
+    return extend(settings, requests, "all")
+
+
+def check(settings: Settings, requests: Sequence[ClaimRequest]) -> Call:
+    keys = settings.keys.of_locks(_ids(requests))
+
+    def parse(reply: Reply, sent_at: float) -> list[Lock | None]:
+        return [
+            _lock(request.slot_id, request.lock_key, row, reply[0], sent_at) if row[0] == b"yours" else None
+            for request, row in zip(requests, _rows(reply), strict=True)
+        ]
+
+    return Call(scripts.CHECK, keys, _fields(requests), parse)
+
+
+def unlock(settings: Settings, requests: Sequence[ClaimRequest], mode: str = "owner") -> Call:
+    args = [mode, *_fields(requests)]
+    keys = settings.keys.of_locks(_ids(requests))
+
+    def parse(reply: Reply, _: float) -> list[Unlocked | OverbookedError]:
+        return [_unlocked(request.slot_id, *row) for request, row in zip(requests, _rows(reply), strict=True)]
+
+    return Call(scripts.UNLOCK, keys, args, parse)
+
+
+def force_unlock(settings: Settings, requests: Sequence[ClaimRequest]) -> Call:
+    """Whoever holds the slot."""
+    return unlock(settings, requests, "force")
+
+
+def list_locks(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call:
+    """Takes one (cursor, chunk); the outcome is (locks, next cursor)."""
+    [(cursor, chunk)] = requests
+    keys = settings.keys
+
+    def parse(reply: Reply, _: float) -> list[tuple[list[LiveLock], int]]:
+        locks = [
+            LiveLock(
+                slot_id.decode(),
+                from_milliseconds(until_ms),
+                from_milliseconds(token // 1000),
+                token,
+                key_hash.decode(),
+            )
+            for slot_id, until_ms, token, key_hash in _rows(reply, 2)
+        ]
+        return [(locks, reply[1])]
+
+    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, cursor, chunk]
+    return Call(scripts.LIST_LOCKS, [keys.locks, keys.expiry], args, parse)
+
+
+def create_slots(settings: Settings, requests: Sequence[CreateRequest]) -> Call:
+    keys = settings.keys.of_slots(_ids(requests))
+    return Call(scripts.CREATE_SLOTS, keys, _fields(requests), partial(_views, _ids(requests)))
+
+
+def get_slots(settings: Settings, requests: Sequence[GetRequest]) -> Call:
+    keys = settings.keys.of_locks(_ids(requests))
+    return Call(scripts.GET_SLOTS, keys, _fields(requests), partial(_views, _ids(requests)))
+
+
+def update_slot(settings: Settings, requests: Sequence[UpdateRequest]) -> Call:
+    keys = settings.keys.of_slots(_ids(requests))
+    return Call(scripts.UPDATE_SLOT, keys, _fields(requests), partial(_views, _ids(requests)))
+
+
+def delete_slots(settings: Settings, requests: Sequence[DeleteRequest]) -> Call:
+    """The outcome is True for a slot that this call removed, False for one that was not there."""
+    ids = _ids(requests)
+
+    def parse(reply: Reply, _: float) -> list[bool | OverbookedError]:
+        outcomes: list[bool | OverbookedError] = []
+        for slot_id, tag in zip(ids, reply[1:], strict=True):
+            refusal = {b"has_bookings": SlotHasBookings, b"corrupt": StoreCorrupt}.get(tag)
+            outcomes.append(refusal(slot_id) if refusal else tag == b"deleted")
+        return outcomes
+
+    return Call(scripts.DELETE_SLOTS, settings.keys.of_slots(ids), ids, parse)
+
+
+def list_slots(settings: Settings, requests: Sequence[ListRequest]) -> Call:
+    [request] = requests
+    keys = settings.keys
+
+    def parse(reply: Reply, _: float) -> list[Listed]:
+        slots = [
+            Slot.from_record(slot_id.decode(), record, until_ms, available=bool(available))
+            for slot_id, record, until_ms, available in _rows(reply, 3)
+        ]
+        return [Listed(slots, matched=reply[2], next_cursor=reply[1])]
+
+    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, keys.record_suffix, *request]
+    return Call(scripts.LIST_SLOTS, keys.of_slots(()), args, parse)
+
+
+def prune_slots(settings: Settings, requests: Sequence[tuple[int, int, int]]) -> Call:
+    """Takes one (before_ms, skip, chunk); the outcome is (pruned, kept)."""
+    keys = settings.keys
+    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, keys.record_suffix, *requests[0]]
+    return Call(scripts.PRUNE_SLOTS, keys.of_slots(()), args, lambda reply, _: [(reply[1], reply[2])])
+
+
+def _ids(requests: Iterable[Any]) -> list[str]:
+    return [request.slot_id for request in requests]
+
+
+def _fields(requests: Iterable[tuple[str | int, ...]]) -> list[str | int]:
+    return [field for request in requests for field in request]
+
+
+def _rows(reply: Reply, head: int = 1) -> Iterator[Reply]:
+    """The four values that a script replies for each slot."""
+    return (reply[at : at + 4] for at in range(head, len(reply), 4))
+
+
+def _granted(
+    settings: Settings,
+    requests: Sequence[LockRequest],
+    taken: Callable[[str, int, int], OverbookedError],
+    reply: Reply,
+    sent_at: float,
+) -> list[Lock | OverbookedError]:
+    outcomes: list[Lock | OverbookedError] = []
+    now_us = reply[0]
+    for request, row in zip(requests, _rows(reply), strict=True):
+        tag, _, until_ms, _ = row
+        if tag in (b"locked", b"yours"):
+            outcomes.append(
+                _lock(request.slot_id, request.lock_key, row, now_us, sent_at, key_is_new=request.key_is_new)
+            )
+        elif tag == b"taken":
+            outcomes.append(taken(request.slot_id, until_ms, now_us))
+        elif tag != b"withheld":
+            # What was withheld has nothing wrong with it: another slot of the call was in the way.
+            outcomes.append(_refusal(settings, request.slot_id, tag.decode(), now_us))
+    return outcomes
+
+
+def _lock(slot_id: str, lock_key: str, row: Reply, now_us: int, sent_at: float, *, key_is_new: bool = False) -> Lock:
+    tag, record, until_ms, token = row
+    # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
+    already_held = tag == b"yours" and not key_is_new
+    ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
+    return Lock(slot_id, lock_key, from_milliseconds(until_ms), token, already_held, record, ends_at)
+
+
+def _locked_by_another(slot_id: str, until_ms: int, now_us: int) -> SlotLocked:
+    retry_after = timedelta(microseconds=max(0, until_ms * 1000 - now_us))
+    return SlotLocked(slot_id, from_milliseconds(until_ms), retry_after)
+
+
+def _lost_to_another(slot_id: str, until_ms: int, _: int) -> LockLost:
+    return LockLost(slot_id, from_milliseconds(until_ms))
+
+
+def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> OverbookedError:
+    if tag == "past":
+        now = from_milliseconds(now_us // 1000).isoformat(timespec="milliseconds")
+        return InvalidArgument("lock_until", f"must be in the future; by Redis' clock it is {now}")
+    if tag == "too_long":
+        return InvalidArgument(
+            "lock_until", f"must be at most {timedelta(milliseconds=settings.max_lock_ms)} from now, the longest lock"
+        )
+    if tag in ("not_lockable", "disabled", "full"):
+        return SlotNotLockable(slot_id, cast("Reason", tag))
+    kinds: dict[str, type[SlotNotFound | LockLost | StoreCorrupt]]
+    kinds = {"not_found": SlotNotFound, "gone": LockLost, "corrupt": StoreCorrupt}
+    return kinds[tag](slot_id)
+
+
+def _unlocked(
+    slot_id: str, tag: bytes, record: bytes | None, until_ms: int, available: int
+) -> Unlocked | OverbookedError:
+    if tag == b"taken":
+        return LockKeyInvalid(slot_id, from_milliseconds(until_ms))
+    return Unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
+
+
+def _views(ids: Sequence[str], reply: Reply, _: float) -> list[Slot | OverbookedError]:
+    return [_view(slot_id, *row) for slot_id, row in zip(ids, _rows(reply), strict=True)]
+
+
+def _view(slot_id: str, tag: bytes, record: bytes, until_ms: int, available: int) -> Slot | OverbookedError:
+    if tag in (b"found", b"created", b"updated"):
+        return Slot.from_record(slot_id, record, until_ms, available=bool(available))
+    if tag == b"start_not_before_end":
+        return InvalidArgument("start_date", "must be before end_date", code="E023", status=422)
+    kinds: dict[bytes, type[SlotNotFound | SlotExists | StoreCorrupt | CapacityTooSmall]]
+    kinds = {
+        b"not_found": SlotNotFound,
+        b"exists": SlotExists,
+        b"corrupt": StoreCorrupt,
+        b"capacity_too_small": CapacityTooSmall,
+    }
+    return kinds[tag](slot_id)

@@ -1,0 +1,481 @@
+"""The sync engine: the verbs, and the executor that carries out their steps on this thread's own connection."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import redis
+from redis.connection import AbstractConnection
+from redis.exceptions import NoScriptError, ResponseError
+
+from overbooked_lock import arguments, store
+from overbooked_lock.calls import Settings
+from overbooked_lock.embedded import EmbeddedServer
+from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
+from overbooked_lock.holding import Hold
+from overbooked_lock.keys import Keys
+from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked
+from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run, Step
+
+T = TypeVar("T")
+
+
+class LockEngine:
+    """Locks slots on Redis or Valkey. Thread-safe; give each process one and share it among its threads.
+
+    Args:
+        client: A ``redis.Redis`` that says how to connect, whatever its ``decode_responses``; the engine keeps
+            connections of its own. With Sentinel: what ``Sentinel.master_for()`` gives.
+        namespace: Goes before every key, so that several engines can share a Redis. Letters, digits, ``_.-``.
+        timeout: Within this every call ends, tries and pauses between them included.
+        max_lock: The longest lock, counted from Redis' now.
+        unregistered: ``"refuse"``: only registered slots can be locked. ``"allow"``: any id can; such a lock
+            has no ``slot``.
+        load_slot: Is asked for a slot that is not registered: returns a NewSlot with that id, which is then
+            registered, or None. Asked once at a time for one id. Its own exceptions reach the caller.
+
+    Raises:
+        InvalidArgument: An argument is wrong.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        namespace: str = "",
+        timeout: timedelta = timedelta(seconds=5),
+        max_lock: timedelta = timedelta(hours=24),
+        unregistered: Literal["refuse", "allow"] = "refuse",
+        load_slot: Callable[[str], NewSlot | None] | None = None,
+    ) -> None:
+        self._pool = store.client_of(client, redis.Redis).connection_pool
+        self._settings = Settings(Keys(namespace), arguments.max_lock(max_lock), arguments.scope(unregistered))
+        self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
+        self._operations = Operations(self._settings, self._timeout, can_load=load_slot is not None)
+        self._load_slot = load_slot
+        self._loading: dict[str, Future[bool]] = {}
+        self._mutex = threading.Lock()
+        self._idle: deque[AbstractConnection] = deque()
+        self._pid = os.getpid()
+        self._examined = False
+        self._closed = False
+        self._server: EmbeddedServer | None = None
+
+    @classmethod
+    def from_url(cls, url: str, **options: Any) -> Self:
+        """An engine for ``redis://``, ``rediss://`` or ``unix://``; the options are those of the class.
+
+        Raises InvalidArgument if the URL is not one of these.
+        """
+        try:
+            client = redis.Redis.from_url(url)
+        except ValueError as error:
+            raise InvalidArgument("url", "must start with redis://, rediss:// or unix://") from error
+        return cls(client, **options)
+
+    @classmethod
+    def embedded(
+        cls, path: str | os.PathLike[str], *, fsync: Literal["always", "everysec"] = "always", **options: Any
+    ) -> Self:
+        """An engine on a private server that keeps its data in the folder ``path``.
+
+        The first process to come starts the server, the last to close its engine stops it. With ``fsync="always"``
+        no lock that was granted is lost, whatever crashes. Takes some tens of milliseconds where the server is to
+        be started.
+
+        Raises EmbeddedServerError if the folder can't be used, InvalidArgument if an option is wrong.
+        """
+        server = EmbeddedServer(path, fsync=fsync)
+        try:
+            engine = cls.from_url(server.url, **options)
+        except BaseException:
+            server.close()
+            raise
+        engine._server = server  # noqa: SLF001 - our own
+        return engine
+
+    # Locks
+
+    def lock(
+        self,
+        slot_id: str,
+        *,
+        lock_key: str | None = None,
+        lock_until: datetime | None = None,
+        lock_for: timedelta | None = None,
+        wait: timedelta | None = None,
+    ) -> Lock:
+        """Locks a slot until a date, or for a duration from Redis' now.
+
+        The key that holds the slot already is given its lock again, with the same fencing token; its date becomes
+        the later of the two. So a call whose answer was lost can be made again with the same key.
+
+        Args:
+            slot_id: The slot.
+            lock_key: The owner's secret, 1 to 255 characters. Without it a random one is made, and a lock whose
+                outcome stays unknown is undone in the background.
+            lock_until: The end of the lock, with a time zone; or else
+            lock_for: its duration.
+            wait: How long to wait for a slot that another key holds.
+
+        Raises:
+            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``.
+            SlotNotFound: No such slot.
+            SlotNotLockable: It is not lockable, disabled, or full.
+            SlotLocked: Another key holds it (still, after ``wait``).
+            StoreCorrupt: The slot's keys hold something else.
+            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
+        """
+        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait))
+
+    def lock_many(
+        self,
+        slot_ids: Iterable[str],
+        *,
+        lock_key: str | None = None,
+        lock_until: datetime | None = None,
+        lock_for: timedelta | None = None,
+        wait: timedelta | None = None,
+    ) -> list[Lock]:
+        """Locks up to 512 slots with one key: all of them or none, in one step.
+
+        Raises what :meth:`lock` raises; the error is that of the first slot in the way, and names it.
+        """
+        return self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait))
+
+    def unlock(self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None) -> Unlocked:
+        """Ends a lock, named by its value or by slot_id and lock_key.
+
+        A lock that has ended already is no error: ``released`` tells. With a fencing token (a Lock carries its own)
+        a late unlock leaves a newer lock of the same key alone.
+
+        Raises:
+            InvalidArgument: An argument is wrong.
+            LockKeyInvalid: Another key holds the slot; nothing changed.
+            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
+        """
+        return self._do(self._operations.unlock(lock, lock_key, fencing_token))
+
+    def unlock_many(self, locks: Iterable[Lock | str], *, lock_key: str | None = None) -> list[Unlocked]:
+        """Ends up to 512 locks in one step, each that is still the caller's.
+
+        Raises what :meth:`unlock` raises; if another key holds one of the slots, after the rest were unlocked.
+        """
+        return self._do(self._operations.unlock_many(locks, lock_key))
+
+    def force_unlock(self, slot_id: str) -> Unlocked:
+        """Ends whatever lock is on a slot: for operators.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.force_unlock(slot_id))
+
+    def extend(
+        self,
+        lock: Lock | str,
+        *,
+        lock_key: str | None = None,
+        lock_until: datetime | None = None,
+        lock_for: timedelta | None = None,
+        fencing_token: int | None = None,
+    ) -> Lock:
+        """Moves the end of a live lock to a later date, or to a duration from Redis' now; never to an earlier one.
+
+        Raises:
+            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``.
+            LockLost: The lock has ended; it is not made anew.
+            SlotNotFound, SlotNotLockable: The slot went, or was disabled, meanwhile; the lock stays until its date.
+            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
+        """
+        return self._do(self._operations.extend(lock, lock_key, lock_until, lock_for, fencing_token))
+
+    def extend_many(
+        self,
+        locks: Iterable[Lock | str],
+        *,
+        lock_key: str | None = None,
+        lock_until: datetime | None = None,
+        lock_for: timedelta | None = None,
+    ) -> list[Lock]:
+        """Extends up to 512 locks: all of them or none, in one step. Raises what :meth:`extend` raises."""
+        return self._do(self._operations.extend_many(locks, lock_key, lock_until, lock_for))
+
+    def check(self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None) -> Lock | None:
+        """Is it still mine? The lock as it stands now, or None.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.check(lock, lock_key, fencing_token))
+
+    def hold(
+        self,
+        slot_id: str,
+        *,
+        lock_for: timedelta,
+        lock_key: str | None = None,
+        wait: timedelta | None = None,
+        renew: bool = True,
+        max_lifetime: timedelta | None = None,
+    ) -> Hold:
+        """Holds a slot for the body of a ``with``: locks it, renews the lock, unlocks it whatever happens.
+
+        See :class:`~overbooked_lock.holding.Hold`, which tells the body when the lock was lost. Entering raises
+        what :meth:`lock` raises.
+
+        Args:
+            slot_id: The slot.
+            lock_for: How long the lock lasts when nobody renews it: what a crash costs the next in line.
+            lock_key: The owner's secret; a random one by default.
+            wait: How long to wait for a slot that another key holds.
+            renew: Renew in the background, every third of ``lock_for``.
+            max_lifetime: The lock is never renewed past this, counted from its start.
+        """
+        return Hold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime)
+
+    def list_locks(self) -> list[LiveLock]:
+        """All live locks, by their end: for operators. Raises StoreUnavailable."""
+        return self._do(self._operations.list_locks())
+
+    # Slots
+
+    def create_slot(self, slot: NewSlot) -> Slot:
+        """Registers a slot. One that is there already and says the same is a success.
+
+        Raises SlotExists if it says something else, StoreCorrupt, StoreUnavailable.
+        """
+        [created] = self.create_slots([slot])
+        return created
+
+    def create_slots(self, slots: Iterable[NewSlot]) -> list[Slot]:
+        """Registers up to 512 slots in one step; those that can be are, before the error of one that can't is raised.
+
+        Raises InvalidArgument, SlotExists, StoreCorrupt, StoreUnavailable.
+        """
+        return self._do(self._operations.create_slots(slots))
+
+    def get_slot(self, slot_id: str, *, lock_key: str | None = None) -> Slot:
+        """The slot as somebody else sees it, or as the holder does whose ``lock_key`` is given.
+
+        Raises InvalidArgument, SlotNotFound, StoreCorrupt, StoreUnavailable.
+        """
+        return self._do(self._operations.get_slot(slot_id, lock_key))
+
+    def update_slot(
+        self,
+        slot_id: str,
+        *,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        capacity: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        lockable: bool | None = None,
+    ) -> Slot:
+        """Changes what is given and leaves the rest.
+
+        Raises:
+            InvalidArgument: A field is wrong, or the start would not be before the end.
+            SlotNotFound: No such slot.
+            CapacityTooSmall: It has more active bookings.
+            StoreCorrupt, StoreUnavailable: As everywhere.
+        """
+        fields = (start_date, end_date, capacity, metadata, lockable)
+        return self._do(self._operations.update_slot(slot_id, *fields, None))
+
+    def enable_slot(self, slot_id: str) -> Slot:
+        """Opens a slot for locks and bookings. Raises SlotNotFound, StoreCorrupt, StoreUnavailable."""
+        return self._set_status(slot_id, "active")
+
+    def disable_slot(self, slot_id: str) -> Slot:
+        """Closes a slot for locks and bookings; a lock on it stays until its date.
+
+        Raises SlotNotFound, StoreCorrupt, StoreUnavailable.
+        """
+        return self._set_status(slot_id, "disabled")
+
+    def _extend_within(self, lock: Lock, end: datetime, limit: timedelta) -> Lock:
+        """For a hold, whose body must learn in time that its lock could not be renewed."""
+        return self._do(self._operations.extend(lock, None, end, None, None, within=limit.total_seconds()))
+
+    def _set_status(self, slot_id: str, status: Status) -> Slot:
+        return self._do(self._operations.update_slot(slot_id, None, None, None, None, None, status))
+
+    def delete_slot(self, slot_id: str) -> bool:
+        """Removes a slot and the lock on it. True if it was there.
+
+        Raises SlotHasBookings if it has active ones, StoreCorrupt, StoreUnavailable.
+        """
+        return self._do(self._operations.delete_slot(slot_id))
+
+    def list_slots(
+        self,
+        *,
+        resource_id: str | None = None,
+        start_date: datetime | None = None,
+        end_date: datetime | None = None,
+        available: bool | None = None,
+        limit: int = 50,
+        page: int = 1,
+        lock_key: str | None = None,
+    ) -> SlotPage:
+        """A page of slots in the order of their start, as :meth:`get_slot` shows them.
+
+        Args:
+            resource_id: Only this resource's.
+            start_date: Only those that start then or later.
+            end_date: Only those that end then or earlier.
+            available: Only those that are available to the one who asks, or only those that are not.
+            limit: Slots on a page, 1 to 512.
+            page: Which page, from 1.
+            lock_key: See with the eyes of the one who holds locks with it.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        filters = (resource_id, start_date, end_date, available)
+        return self._do(self._operations.list_slots(*filters, limit, page, lock_key))
+
+    def prune_slots(self, before: datetime) -> int:
+        """Removes the slots that ended at or before a date and are neither locked nor booked; returns how many.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.prune_slots(before))
+
+    # The executor
+
+    def close(self) -> None:
+        """Closes the connections, and stops the embedded server if this was its last user."""
+        self._closed = True
+        self._drop_idle()
+        if self._server is not None:
+            self._server.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _do(self, operation: Operation[T]) -> T:
+        try:
+            step = next(operation)
+            while True:
+                try:
+                    result = self._perform(step)
+                except BaseException as error:  # noqa: BLE001 - it goes into the operation, which raises it
+                    step = operation.throw(error)
+                else:
+                    step = operation.send(result)
+        except StopIteration as done:
+            return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
+
+    def _perform(self, step: Step) -> Any:
+        if isinstance(step, Run):
+            return self._run(step)
+        if isinstance(step, Pause):
+            return time.sleep(step.seconds)
+        if isinstance(step, Load):
+            return self._load(step.slot_id)
+        return self._in_background(step)
+
+    def _run(self, step: Run) -> Any:
+        call = step.build(self._settings, step.requests)
+        attempts = store.Attempts(self._timeout if step.within is None else min(self._timeout, step.within))
+        while True:
+            sent = False
+            connection = None
+            sent_at = time.monotonic()
+            try:
+                connection = self._connection(attempts)
+                sent = True
+                try:
+                    reply = _exchange(connection, call.evalsha(), attempts)
+                except NoScriptError:
+                    reply = _exchange(connection, call.eval(), attempts)
+            except store.FAILURES as error:
+                self._discard(connection)
+                time.sleep(attempts.failed(error, sent=sent))
+            except BaseException:
+                # Interrupted: the reply to this call must not be read as the answer to another.
+                self._discard(connection)
+                raise
+            else:
+                self._idle.append(connection)
+                return call.parse(reply, sent_at)
+
+    def _connection(self, attempts: store.Attempts) -> AbstractConnection:
+        if self._closed:
+            raise StoreUnavailable("not_applied", "this engine is closed")
+        if self._pid != os.getpid():
+            # A forked child must not talk on its parent's connections.
+            self._idle, self._pid = deque(), os.getpid()
+        with contextlib.suppress(IndexError):
+            return self._idle.pop()
+        timeout = attempts.time_for_next()
+        options = store.connection_options(self._pool.connection_kwargs, timeout)
+        connection: AbstractConnection = self._pool.connection_class(**options)
+        try:
+            connection.connect()
+            if not self._examined:
+                connection.send_command("INFO", check_health=False)
+                with contextlib.suppress(ResponseError):  # a user may be denied INFO and yet do all else
+                    store.examine(connection.read_response(disable_decoding=True, timeout=timeout))
+                self._examined = True
+        except BaseException:
+            connection.disconnect()
+            raise
+        return connection
+
+    def _discard(self, connection: AbstractConnection | None) -> None:
+        """Drops a broken connection, and the idle ones with it: what broke one has mostly broken all."""
+        if connection is not None:
+            connection.disconnect()
+        self._drop_idle()
+
+    def _drop_idle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().disconnect()
+
+    def _in_background(self, step: InBackground) -> None:
+        threading.Thread(target=self._do, args=(step.operation,), name="overbooked-lock-undo", daemon=True).start()
+
+    def _load(self, slot_id: str) -> bool:
+        assert self._load_slot is not None  # noqa: S101 - operations load only where this is given
+        with self._mutex:
+            future = self._loading.get(slot_id)
+            mine = future is None
+            if future is None:
+                future = self._loading[slot_id] = Future()
+        if not mine:
+            return future.result()
+        try:
+            slot = self._load_slot(slot_id)
+            if slot is not None:
+                if slot.id != slot_id:
+                    raise InvalidArgument("load_slot", f"must return a slot with the id asked for, {slot_id!r}")
+                with contextlib.suppress(SlotExists):  # somebody else was first
+                    self.create_slot(slot)
+            future.set_result(slot is not None)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._mutex:
+                del self._loading[slot_id]
+        return slot is not None
+
+
+def _exchange(connection: AbstractConnection, command: bytes, attempts: store.Attempts) -> Any:
+    connection.send_packed_command([command], check_health=False)
+    return connection.read_response(disable_decoding=True, timeout=attempts.time_for_next())

@@ -1,0 +1,53 @@
+"""Every key that overbooked-lock has in Redis. No other module spells one.
+
+A slot's keys end in their kind, so no slot id, colons included, can reach another's. A namespace has no
+colon and is not one of our own first words, so no slot id of one namespace can reach a key of another.
+
+===================== ========== ===============================================================
+``slot:<id>:lock``    string     the lock_key, with the lock's end as its expiry
+``slot:<id>:record``  string     the slot: see ``lua/lib/record.lua``
+``slots:locks``       hash       slot id → fencing token of its lock; field ``""``: the last token
+``slots:expiry``      sorted set slot id by the end of its lock in ms
+``slots:starts``      sorted set slot id by its start in ms
+``slots:resources``   sorted set resource, start and slot id as one text, in its order
+===================== ========== ===============================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from overbooked_lock import arguments
+
+
+class Keys:
+    """The keys under one namespace; ``""`` is none, and the keys are those of the table above."""
+
+    def __init__(self, namespace: str = "") -> None:
+        prefix = f"{arguments.namespace(namespace)}:" if namespace else ""
+        self.locks = f"{prefix}slots:locks"
+        self.expiry = f"{prefix}slots:expiry"
+        self.starts = f"{prefix}slots:starts"
+        self.resources = f"{prefix}slots:resources"
+        self.slot_prefix = f"{prefix}slot:"
+        self.lock_suffix = ":lock"
+        self.record_suffix = ":record"
+
+    def lock(self, slot_id: str) -> str:
+        return f"{self.slot_prefix}{slot_id}{self.lock_suffix}"
+
+    def record(self, slot_id: str) -> str:
+        return f"{self.slot_prefix}{slot_id}{self.record_suffix}"
+
+    def of_locks(self, slot_ids: Iterable[str]) -> list[str]:
+        """What a script needs that deals with the locks of these slots."""
+        keys = [self.locks, self.expiry]
+        for slot_id in slot_ids:
+            keys += self.lock(slot_id), self.record(slot_id)
+        return keys
+
+    def of_slots(self, slot_ids: Iterable[str]) -> list[str]:
+        """What a script needs that registers, changes or removes these slots."""
+        keys = self.of_locks(slot_ids)
+        keys[2:2] = self.starts, self.resources
+        return keys

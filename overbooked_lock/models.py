@@ -1,0 +1,221 @@
+"""What callers get: the Slot's payload, a Lock, and what became of an unlock.
+
+Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else, and no ``repr`` shows it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
+
+from overbooked_lock import arguments
+from overbooked_lock.errors import InvalidArgument, StoreCorrupt
+
+Status = Literal["active", "disabled"]
+
+
+def utc_date(date: datetime) -> str:
+    """``2020-12-19T16:00:00.000Z``: how the API writes its own dates, and JavaScript all."""
+    return date.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+
+
+def given_date(date: datetime) -> str:
+    """A date with the offset it was given with: ``2020-10-21T22:30:00+02:00``."""
+    if not date.utcoffset():
+        return utc_date(date)
+    return date.isoformat(timespec="milliseconds" if date.microsecond else "seconds")
+
+
+_json = json.JSONEncoder(ensure_ascii=False).encode
+
+UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
+GivenDate = Annotated[AwareDatetime, PlainSerializer(given_date, when_used="json")]
+
+
+class Slot(BaseModel):
+    """A slot as the Overbooked API shows it: ``model_dump_json()`` is its payload, field for field.
+
+    ``available`` answers whether a booking would succeed now for the one who asked: it is True for the holder
+    of a lock and False for everybody else.
+    """
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    object_: Literal["slot"] = Field("slot", alias="_object")
+    available: bool
+    resource_id: str
+    capacity: int
+    created_at: UtcDate
+    end_date: GivenDate
+    id: str
+    lockable: bool
+    locked_until: UtcDate | None
+    metadata: dict[str, JsonValue]
+    num_active_bookings: int
+    num_bookings: int
+    num_cancelled_bookings: int
+    start_date: GivenDate
+    status: Status
+    updated_at: UtcDate
+
+    @classmethod
+    def from_record(cls, slot_id: str, record: bytes, locked_until_ms: int, *, available: bool) -> Slot:
+        """Builds the payload from what Redis holds (see ``lua/lib/record.lua``).
+
+        Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
+        """
+        try:
+            head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
+            flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
+            # Pydantic parses JSON several times faster than it takes a dict, and metadata is JSON already.
+            # It reads whole numbers of this size as milliseconds.
+            return cls.model_validate_json(
+                f'{{"available":{_json(available)},"resource_id":{_json(resource_id)},"capacity":{capacity},'
+                f'"created_at":{created_ms},"end_date":"{end_date}","id":{_json(slot_id)},'
+                f'"lockable":{_json(flags[1] == "L")},"locked_until":{locked_until_ms or "null"},'
+                f'"metadata":{metadata},"num_active_bookings":{active},'
+                f'"num_bookings":{int(active) + int(cancelled)},"num_cancelled_bookings":{cancelled},'
+                f'"start_date":"{start_date}","status":"{"active" if flags[2] == "A" else "disabled"}",'
+                f'"updated_at":{updated_ms}}}'
+            )
+        except (ValueError, IndexError) as error:
+            raise StoreCorrupt(slot_id) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSlot:
+    """A slot to be registered. Each field is checked here: :class:`~overbooked_lock.errors.InvalidArgument`.
+
+    ``id`` is made (a UUID) where none is given; ``start_date`` must be before ``end_date``, both with a time zone.
+    """
+
+    resource_id: str
+    start_date: datetime
+    end_date: datetime
+    capacity: int = 1
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    lockable: bool = True
+    status: Status = "active"
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+    def __post_init__(self) -> None:
+        arguments.slot_id(self.id, "id")
+        arguments.slot_id(self.resource_id, "resource_id")
+        start_ms = arguments.milliseconds(self.start_date, "start_date")
+        if start_ms >= arguments.milliseconds(self.end_date, "end_date"):
+            raise InvalidArgument("start_date", "must be before end_date", code="E023", status=422)
+        arguments.capacity(self.capacity)
+        arguments.metadata(self.metadata)
+        arguments.flag(self.lockable, "lockable")
+        if self.status not in ("active", "disabled"):
+            raise InvalidArgument("status", "must be 'active' or 'disabled'")
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A slot that is yours until a date. Can be pickled: who gets it can extend and unlock.
+
+    Attributes:
+        slot_id: The slot.
+        lock_key: The owner's secret; not in the ``repr``.
+        locked_until: When it ends by itself, by Redis' clock.
+        fencing_token: Rises with every new lock of a slot. Pass it to what the lock protects and let that refuse
+            any lower one: a lock makes conflicts rare, the token makes them harmless (Kleppmann, "How to do
+            distributed locking", 2016).
+        already_held: True if this lock_key held the slot before the call that returned this.
+    """
+
+    slot_id: str
+    lock_key: str = field(repr=False)
+    locked_until: datetime
+    fencing_token: int
+    already_held: bool = field(default=False, compare=False)
+    _record: bytes | None = field(default=None, repr=False, compare=False)
+    _ends_at: float = field(default=0.0, repr=False, compare=False)
+
+    def remaining(self) -> timedelta:
+        """How long the lock still lives by Redis' clock, at least; negative if it ended.
+
+        Counted by this machine's monotonic clock from before the request was sent. After a journey to another
+        process it is counted by both machines' wall clocks: ask ``engine.check(lock)`` where that matters.
+        """
+        return timedelta(seconds=self._ends_at - time.monotonic())
+
+    @property
+    def slot(self) -> Slot | None:
+        """The slot's payload in the holder's view; None if the slot is not registered."""
+        if self._record is None:
+            return None
+        until_ms = arguments.milliseconds(self.locked_until, "locked_until")
+        return Slot.from_record(self.slot_id, self._record, until_ms, available=True)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A monotonic clock means nothing to another machine.
+        ends_at_wall_clock = self._ends_at - time.monotonic() + time.time()
+        return _lock_from_pickle, (
+            (self.slot_id, self.lock_key, self.locked_until, self.fencing_token, self.already_held, self._record),
+            ends_at_wall_clock,
+        )
+
+
+def _lock_from_pickle(fields: tuple[str, str, datetime, int, bool, bytes | None], ends_at_wall_clock: float) -> Lock:
+    return Lock(*fields, _ends_at=ends_at_wall_clock - time.time() + time.monotonic())
+
+
+@dataclass(frozen=True, slots=True)
+class Unlocked:
+    """What became of an unlock that was not refused.
+
+    Attributes:
+        slot_id: The slot.
+        released: True if this call ended the lock, False if it had ended before.
+    """
+
+    slot_id: str
+    released: bool
+    _record: bytes | None = field(default=None, repr=False, compare=False)
+    _locked_until_ms: int = field(default=0, repr=False, compare=False)
+    _available: bool = field(default=False, repr=False, compare=False)
+
+    @property
+    def slot(self) -> Slot | None:
+        """The slot's payload after the call; None if the slot is not registered."""
+        if self._record is None:
+            return None
+        return Slot.from_record(self.slot_id, self._record, self._locked_until_ms, available=self._available)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLock:
+    """A lock as an operator sees it.
+
+    Attributes:
+        slot_id: The slot.
+        locked_until: When it ends by itself.
+        locked_since: When it was made, by Redis' clock: its fencing token says so.
+        fencing_token: Its fencing token.
+        key_hash: Eight hex digits that tell one lock_key from another.
+    """
+
+    slot_id: str
+    locked_until: datetime
+    locked_since: datetime
+    fencing_token: int
+    key_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPage:
+    """A page of a list: ``slots``, and how many there are in ``total`` on all pages."""
+
+    slots: tuple[Slot, ...]
+    total: int
+    limit: int
+    page: int

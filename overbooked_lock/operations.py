@@ -1,0 +1,351 @@
+"""What each verb does, written once for both engines and without I/O.
+
+An operation is a generator. It yields steps, an engine carries each out and sends back what came of it (or throws
+the error in), and what the generator returns is the verb's result. The pattern is psycopg 3's ``generators.py``.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from overbooked_lock import arguments, calls
+from overbooked_lock.errors import (
+    InvalidArgument,
+    OverbookedError,
+    SlotLocked,
+    SlotNotFound,
+    StoreUnavailable,
+)
+from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked, given_date
+
+T = TypeVar("T")
+
+CHUNK = 512
+"""How many slots a script looks at in one call of a longer piece of work."""
+
+_FIRST_POLL, _LONGEST_POLL = 0.01, 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Call a script: gives one outcome for each request.
+
+    Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
+    seconds where the engine's own would be too late.
+    """
+
+    build: Callable[[calls.Settings, Any], calls.Call]
+    requests: Sequence[Any]
+    alone: bool = False
+    within: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Wait."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Ask the host for a slot and register it: gives whether the host has one."""
+
+    slot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class InBackground:
+    """Carry out another operation, and go on at once."""
+
+    operation: Operation[None]
+
+
+Step = Run | Pause | Load | InBackground
+Operation = Generator[Step, Any, T]
+
+
+class Operations:
+    """The verbs, with an engine's settings. ``can_load`` says whether the host offers slots of its own."""
+
+    def __init__(self, settings: calls.Settings, timeout: float, *, can_load: bool) -> None:
+        self._settings = settings
+        self._timeout = timeout
+        self._can_load = can_load
+
+    # Locks
+
+    def lock(
+        self,
+        slot_id: str,
+        lock_key: str | None,
+        lock_until: datetime | None,
+        lock_for: timedelta | None,
+        wait: timedelta | None,
+    ) -> Operation[Lock]:
+        [request] = self._lock_requests([arguments.slot_id(slot_id)], lock_key, lock_until, lock_for)
+        [lock] = yield from self._acquire(Run(calls.lock, [request]), wait)
+        return lock
+
+    def lock_many(
+        self,
+        slot_ids: Iterable[str],
+        lock_key: str | None,
+        lock_until: datetime | None,
+        lock_for: timedelta | None,
+        wait: timedelta | None,
+    ) -> Operation[list[Lock]]:
+        requests = self._lock_requests(arguments.slot_ids(slot_ids), lock_key, lock_until, lock_for)
+        return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
+
+    def _lock_requests(
+        self,
+        slot_ids: Sequence[str],
+        lock_key: str | None,
+        lock_until: datetime | None,
+        lock_for: timedelta | None,
+    ) -> list[calls.LockRequest]:
+        until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
+        key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
+        return [calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None) for slot_id in slot_ids]
+
+    def _acquire(self, run: Run, wait: timedelta | None) -> Operation[list[Lock]]:
+        give_up_at = time.monotonic() + (0.0 if wait is None else arguments.seconds(wait, "wait"))
+        poll, loaded = _FIRST_POLL, set[str]()
+        while True:
+            try:
+                outcomes = yield run
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
+                if applied and run.requests[0].key_is_new:
+                    # Nobody knows this key, so nobody could unlock what may have been locked. With a key of
+                    # the caller's own, the lock may be an earlier hold of theirs and is not ours to release.
+                    yield InBackground(self._undo(run.requests))
+                raise
+            problem = _first_error(outcomes)
+            if problem is None:
+                return list(outcomes)
+            left = give_up_at - time.monotonic()
+            if self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in loaded:
+                loaded.add(problem.slot_id)
+                if not (yield Load(problem.slot_id)):
+                    raise problem
+            elif isinstance(problem, SlotLocked) and left > 0:
+                jitter = random.uniform(0.5, 1)  # noqa: S311 - no secret
+                yield Pause(min(left, poll * jitter, problem.retry_after.total_seconds() + 0.001))
+                poll = min(2 * poll, _LONGEST_POLL)
+            else:
+                raise problem
+
+    def _undo(self, requests: Sequence[calls.LockRequest]) -> Operation[None]:
+        """Unlocks what a call of unknown outcome may have locked, or may yet lock.
+
+        A request that hangs on its way can arrive after the first unlock; hence the second look.
+        """
+        claims = [calls.ClaimRequest(request.slot_id, request.lock_key) for request in requests]
+        give_up_at = time.monotonic() + self._settings.max_lock_ms / 1000
+        looks = 0
+        while looks < 2 and time.monotonic() < give_up_at:
+            try:
+                outcomes = yield Run(calls.unlock, claims)
+            except StoreUnavailable:
+                outcomes = []
+            if outcomes:
+                looks += 1
+                if all(isinstance(outcome, Unlocked) and outcome.released for outcome in outcomes):
+                    return
+            yield Pause(self._timeout)
+
+    def unlock(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Unlocked]:
+        return (yield from _one(Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
+
+    def unlock_many(self, locks: Iterable[Lock | str], lock_key: str | None) -> Operation[list[Unlocked]]:
+        return (yield from _all(Run(calls.unlock, _claims(locks, lock_key))))
+
+    def force_unlock(self, slot_id: str) -> Operation[Unlocked]:
+        return (yield from _one(Run(calls.force_unlock, [calls.ClaimRequest(arguments.slot_id(slot_id), "")])))
+
+    def extend(
+        self,
+        lock: Lock | str,
+        lock_key: str | None,
+        lock_until: datetime | None,
+        lock_for: timedelta | None,
+        fencing_token: int | None,
+        within: float | None = None,
+    ) -> Operation[Lock]:
+        claim = _claim(lock, lock_key, fencing_token)
+        [request] = self._extend_requests([claim], lock_until, lock_for)
+        return (yield from _one(Run(calls.extend, [request], within=within)))
+
+    def extend_many(
+        self,
+        locks: Iterable[Lock | str],
+        lock_key: str | None,
+        lock_until: datetime | None,
+        lock_for: timedelta | None,
+    ) -> Operation[list[Lock]]:
+        requests = self._extend_requests(_claims(locks, lock_key), lock_until, lock_for)
+        return (yield from _all(Run(calls.extend_many, requests, alone=True)))
+
+    def _extend_requests(
+        self, claims: Sequence[calls.ClaimRequest], lock_until: datetime | None, lock_for: timedelta | None
+    ) -> list[calls.LockRequest]:
+        until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
+        return [calls.LockRequest(claim.slot_id, claim.lock_key, until, claim.fencing_token) for claim in claims]
+
+    def check(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Lock | None]:
+        return (yield from _one(Run(calls.check, [_claim(lock, lock_key, fencing_token)])))
+
+    def list_locks(self) -> Operation[list[LiveLock]]:
+        locks: dict[str, LiveLock] = {}
+        cursor = 0
+        while True:
+            [(found, cursor)] = yield Run(calls.list_locks, [(cursor, CHUNK)], alone=True)
+            # A lock that is extended between two calls moves back, and is seen twice.
+            locks.update((lock.slot_id, lock) for lock in found)
+            if not cursor:
+                return list(locks.values())
+
+    # Slots
+
+    def create_slots(self, slots: Iterable[NewSlot]) -> Operation[list[Slot]]:
+        requests = [_create_request(slot) for slot in slots]
+        arguments.slot_ids([request.slot_id for request in requests])
+        return (yield from _all(Run(calls.create_slots, requests)))
+
+    def get_slot(self, slot_id: str, lock_key: str | None) -> Operation[Slot]:
+        request = calls.GetRequest(arguments.slot_id(slot_id), "" if lock_key is None else arguments.lock_key(lock_key))
+        try:
+            return (yield from _one(Run(calls.get_slots, [request])))
+        except SlotNotFound:
+            if not (self._can_load and (yield Load(slot_id))):
+                raise
+        return (yield from _one(Run(calls.get_slots, [request])))
+
+    def update_slot(
+        self,
+        slot_id: str,
+        start_date: datetime | None,
+        end_date: datetime | None,
+        capacity: int | None,
+        metadata: Mapping[str, Any] | None,
+        lockable: bool | None,
+        status: Status | None,
+    ) -> Operation[Slot]:
+        request = calls.UpdateRequest(
+            arguments.slot_id(slot_id),
+            lockable="" if lockable is None else "NL"[arguments.flag(lockable, "lockable")],
+            status="" if status is None else {"active": "A", "disabled": "D"}[status],
+            capacity="" if capacity is None else arguments.capacity(capacity),
+            start_ms="" if start_date is None else str(arguments.milliseconds(start_date, "start_date")),
+            end_ms="" if end_date is None else str(arguments.milliseconds(end_date, "end_date")),
+            start_date="" if start_date is None else given_date(start_date),
+            end_date="" if end_date is None else given_date(end_date),
+            metadata="" if metadata is None else arguments.metadata(metadata),
+        )
+        return (yield from _one(Run(calls.update_slot, [request])))
+
+    def delete_slot(self, slot_id: str) -> Operation[bool]:
+        return (yield from _one(Run(calls.delete_slots, [calls.DeleteRequest(arguments.slot_id(slot_id))])))
+
+    def list_slots(
+        self,
+        resource_id: str | None,
+        start_date: datetime | None,
+        end_date: datetime | None,
+        available: bool | None,
+        limit: int,
+        page: int,
+        lock_key: str | None,
+    ) -> Operation[SlotPage]:
+        limit, skip = arguments.page(limit, page)
+        request = calls.ListRequest(
+            resource_id="" if resource_id is None else arguments.slot_id(resource_id, "resource_id"),
+            from_ms="" if start_date is None else str(arguments.milliseconds(start_date, "start_date")),
+            to_ms="" if end_date is None else str(arguments.milliseconds(end_date, "end_date")),
+            available="" if available is None else "01"[arguments.flag(available, "available")],
+            lock_key="" if lock_key is None else arguments.lock_key(lock_key),
+            cursor=0,
+            chunk=CHUNK,
+            skip=skip,
+            limit=limit,
+        )
+        slots, total = list[Slot](), 0
+        while True:
+            [listed] = yield Run(calls.list_slots, [request], alone=True)
+            slots += listed.slots
+            total += listed.matched
+            if not listed.next_cursor:
+                return SlotPage(tuple(slots), total, limit, page)
+            request = request._replace(cursor=listed.next_cursor, skip=max(0, skip - total), limit=limit - len(slots))
+
+    def prune_slots(self, before: datetime) -> Operation[int]:
+        before_ms = arguments.milliseconds(before, "before")
+        total = skip = 0
+        while True:
+            [(pruned, kept)] = yield Run(calls.prune_slots, [(before_ms, skip, CHUNK)], alone=True)
+            total += pruned
+            skip += kept
+            if pruned + kept < CHUNK:
+                return total
+
+
+def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
+    return next((outcome for outcome in outcomes if isinstance(outcome, OverbookedError)), None)
+
+
+def _all(run: Run) -> Operation[Any]:
+    outcomes = yield run
+    if problem := _first_error(outcomes):
+        raise problem
+    return outcomes
+
+
+def _one(run: Run) -> Operation[Any]:
+    [outcome] = yield run
+    if isinstance(outcome, OverbookedError):
+        raise outcome
+    return outcome
+
+
+def _claim(lock: Lock | str, lock_key: str | None, fencing_token: int | None = None) -> calls.ClaimRequest:
+    if isinstance(lock, Lock):
+        if lock_key is not None or fencing_token is not None:
+            raise InvalidArgument("lock", "carries its lock_key and fencing_token: they can't be given beside it")
+        return calls.ClaimRequest(lock.slot_id, lock.lock_key, str(lock.fencing_token))
+    if lock_key is None:
+        raise InvalidArgument("lock_key", "must be given with a slot_id (a Lock carries its own)")
+    return calls.ClaimRequest(
+        arguments.slot_id(lock), arguments.lock_key(lock_key), arguments.fencing_token(fencing_token)
+    )
+
+
+def _claims(locks: Iterable[Lock | str], lock_key: str | None) -> list[calls.ClaimRequest]:
+    claims = [_claim(lock, None if isinstance(lock, Lock) else lock_key) for lock in locks]
+    arguments.slot_ids([claim.slot_id for claim in claims])
+    return claims
+
+
+def _create_request(slot: NewSlot) -> calls.CreateRequest:
+    if not isinstance(slot, NewSlot):
+        raise InvalidArgument("slots", "must be NewSlot objects")
+    return calls.CreateRequest(
+        slot.id,
+        slot.resource_id,
+        "NL"[slot.lockable],
+        {"active": "A", "disabled": "D"}[slot.status],
+        str(slot.capacity),
+        arguments.milliseconds(slot.start_date, "start_date"),
+        arguments.milliseconds(slot.end_date, "end_date"),
+        given_date(slot.start_date),
+        given_date(slot.end_date),
+        arguments.metadata(slot.metadata),
+    )

@@ -1,0 +1,48 @@
+"""The Lua scripts: one file an operation in ``lua/``, with what they share in ``lua/lib/``.
+
+A line ``-- include: name`` stands for ``lua/lib/name.lua``. The wheel carries ``lua/`` inside the package, a
+checkout has it beside the package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+FOLDER = next(folder for folder in (_HERE / "lua", _HERE.parent / "lua") if folder.is_dir())
+_INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script as the server gets it: ``sha`` is its SHA-1, by which EVALSHA calls it."""
+
+    name: str
+    source: str = field(repr=False)
+    sha: str
+
+
+def load(name: str) -> Script:
+    """Reads ``lua/<name>.lua`` with all that it includes."""
+    source = _INCLUDE.sub(
+        lambda line: (FOLDER / "lib" / f"{line[1]}.lua").read_text(encoding="utf-8").rstrip(),
+        (FOLDER / f"{name}.lua").read_text(encoding="utf-8"),
+    )
+    # Redis' own name for a script is its SHA-1; nothing here rests on it being hard to forge.
+    return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+LOCK = load("lock")
+UNLOCK = load("unlock")
+EXTEND = load("extend")
+CHECK = load("check")
+LIST_LOCKS = load("list_locks")
+CREATE_SLOTS = load("create_slots")
+GET_SLOTS = load("get_slots")
+UPDATE_SLOT = load("update_slot")
+DELETE_SLOTS = load("delete_slots")
+LIST_SLOTS = load("list_slots")
+PRUNE_SLOTS = load("prune_slots")

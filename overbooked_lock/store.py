@@ -1,0 +1,165 @@
+"""What a store's failures mean, and when a call is tried again. Shared by both executors; no I/O.
+
+Every operation is idempotent, so a call is tried again after any failure that may pass, until its deadline.
+What remains to be told is whether it may have been carried out: not, if it was never sent or the server said
+that it refused; unknown, once a reply is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import time
+from typing import Any
+
+import redis.exceptions
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError, ResponseError
+from redis.retry import Retry
+
+from overbooked_lock.errors import InvalidArgument, StoreUnavailable
+
+log = logging.getLogger("overbooked_lock")
+
+OLDEST_SERVER = (6, 2)
+FAILURES = (RedisError, OSError)
+"""What a redis-py connection raises when something is wrong with the store, or with the way to it."""
+
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
+_SHORTEST_TRY = 0.5
+
+# The server says that it did not run the script, or that its first write was refused: our scripts read
+# everything before they write, so nothing was changed. Text is ours: the server's may quote arguments.
+_PASSING = {
+    "LOADING": "it is loading its data",
+    "BUSY": "it is busy with another script",
+    "READONLY": "it is a read-only replica",
+    "MASTERDOWN": "its link with the master is down",
+    "CLUSTERDOWN": "its cluster is down",
+    "TRYAGAIN": "its cluster is moving keys",
+    "OOM": "it is out of memory",
+    "MISCONF": "it can't save to disk",
+    "NOREPLICAS": "it has too few replicas",
+    "NOSCRIPT": "it forgot a script",
+    "MAXCLIENTS": "it has too many clients",
+}
+_FINAL = {
+    "NOAUTH": "it asks for a password",
+    "WRONGPASS": "user name or password are wrong",
+    "NOPERM": "its user may not do this",
+    "WRONGTYPE": "a key of ours holds something else",
+    "CROSSSLOT": "it is a Redis Cluster, which is not supported",
+    "MOVED": "it is a Redis Cluster, which is not supported",
+}
+_NESTED_CODE = re.compile(r"-([A-Z]+) ")
+
+
+class Attempts:
+    """The tries of one call, from its first to its deadline."""
+
+    __slots__ = ("_count", "_deadline", "_maybe_applied")
+
+    def __init__(self, timeout: float) -> None:
+        self._deadline = time.monotonic() + timeout
+        self._count = 0
+        self._maybe_applied = False
+
+    def time_left(self) -> float:
+        """Seconds until the deadline; negative after it."""
+        return self._deadline - time.monotonic()
+
+    def time_for_next(self) -> float:
+        """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
+        left = self.time_left()
+        return max(left / 2, min(left, _SHORTEST_TRY), 0.001)
+
+    def failed(self, error: BaseException, *, sent: bool) -> float:
+        """Takes note of a failed try; returns the seconds to pause before the next one.
+
+        Raises :class:`~overbooked_lock.errors.StoreUnavailable` if there is none.
+        """
+        code = _code(error)
+        if sent and code not in _PASSING and code not in _FINAL:
+            self._maybe_applied = True
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._count) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self._count += 1
+        if code in _FINAL or (code and code not in _PASSING) or self.time_left() <= pause:
+            raise self.gave_up(error) from (None if code else error)
+        return pause
+
+    def gave_up(self, error: BaseException) -> StoreUnavailable:
+        """The error that tells the caller what came of all tries."""
+        return StoreUnavailable("unknown" if self._maybe_applied else "not_applied", _cause(error))
+
+
+def _code(error: BaseException) -> str:
+    """The first word of an error reply; empty if the error is not one."""
+    code = getattr(error, "status_code", None)
+    if not code and isinstance(error, ResponseError):
+        code = str(error).split(" ", 1)[0]
+    if code == "ERR" and (nested := _NESTED_CODE.search(str(error))):
+        # Redis 6.2 wraps the error of a command inside a script.
+        code = nested[1]
+    if code == "ERR" and "max number of clients" in str(error):
+        code = "MAXCLIENTS"
+    return code or ""
+
+
+def _cause(error: BaseException) -> str:
+    code = _code(error)
+    if code:
+        return _PASSING.get(code) or _FINAL.get(code) or f"it replied {code}"
+    if isinstance(error, TimeoutError | redis.exceptions.TimeoutError):
+        return "it did not answer in time"
+    return str(error) or type(error).__name__
+
+
+def connection_options(options: dict[str, Any], timeout: float) -> dict[str, Any]:
+    """The options of a client's connections, made fit for ours: replies as bytes, no retries but our own."""
+    ours = {key: value for key, value in options.items() if not key.startswith(("maint_", "orig_", "oss_"))}
+    connect_timeout = options.get("socket_connect_timeout") or timeout
+    ours.update(
+        decode_responses=False,
+        health_check_interval=0,
+        protocol=2,
+        retry=Retry(NoBackoff(), 0),
+        retry_on_error=[],
+        retry_on_timeout=False,
+        socket_connect_timeout=min(connect_timeout, timeout),
+        socket_timeout=timeout,
+    )
+    return ours
+
+
+def examine(info: bytes) -> None:
+    """Looks at a server's INFO before the first call: an old server is refused, an evicting one warned of.
+
+    Raises :class:`~overbooked_lock.errors.StoreUnavailable`.
+    """
+    facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    version = facts.get("redis_version", "")
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_SERVER:
+        raise StoreUnavailable("not_applied", f"Redis {version} is too old: 6.2 or newer is needed")
+    if facts.get("cluster_enabled") == "1":
+        raise StoreUnavailable("not_applied", _FINAL["MOVED"])
+    policy = facts.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
+        log.warning(
+            "Redis runs with maxmemory-policy %s: when memory is short it drops live locks, and two callers"
+            " can hold one slot. Set maxmemory-policy to noeviction.",
+            policy,
+        )
+
+
+def client_of(client: object, kind: type) -> Any:
+    """The client's own pool says how to connect; an engine keeps connections of its own.
+
+    Raises :class:`~overbooked_lock.errors.InvalidArgument` if it is no client of this kind.
+    """
+    if not isinstance(client, kind):
+        raise InvalidArgument(
+            "client",
+            f"must be a {kind.__module__.rsplit('.', 1)[0]}.{kind.__name__} (a cluster client is not)",
+        )
+    return client
