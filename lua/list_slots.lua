@@ -2,7 +2,7 @@
 -- index serves it looks at one chunk a call, so that no call holds the server for long.
 -- KEYS: locks, expiry, starts, resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, resource_id, from_ms, to_ms, available, lock_key, cursor, chunk, skip,
---   limit
+-- limit
 --   the keys of a slot are its id between prefix and suffix; resource_id and available ("1", "0") may be empty for
 --   any; from_ms is the earliest start and to_ms the latest end, both may be empty; cursor is where the last call
 --   stopped, 0 at first; the slots returned are those after the first skip matches, up to limit

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
-from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
 
 import pytest
 import redis
 
-from overbooked_lock import EmbeddedServer, LockEngine, NewSlot, Slot
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, NewSlot, Slot
 
 pytest_plugins = ["overbooked_lock.testing"]
 
@@ -48,3 +51,68 @@ def new_slot() -> Callable[..., NewSlot]:
 def slot(lock_engine: LockEngine, new_slot: Callable[..., NewSlot]) -> Slot:
     """A registered slot with one place."""
     return lock_engine.create_slot(new_slot())
+
+
+class _Awaited:
+    """An async engine whose verbs are called like a sync one's, so that one test says what both engines do."""
+
+    def __init__(self, engine: AsyncLockEngine, runner: asyncio.Runner) -> None:
+        self._engine = engine
+        self._runner = runner
+
+    def __getattr__(self, verb: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            async def run() -> Any:
+                return await getattr(self._engine, verb)(*args, **kwargs)
+
+            return self._runner.run(run())
+
+        return call
+
+
+@pytest.fixture(params=["sync", "async"])
+def make_engine(
+    request: pytest.FixtureRequest, lock_server: EmbeddedServer, lock_namespace: str
+) -> Iterator[Callable[..., LockEngine]]:
+    """Makes engines on one namespace: once all sync, once all async."""
+    with contextlib.ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner())
+
+        def make(url: str = lock_server.url, **options: Any) -> LockEngine:
+            options = {"namespace": lock_namespace} | options
+            if request.param == "sync":
+                return stack.enter_context(LockEngine.from_url(url, **options))
+            engine = cast("LockEngine", _Awaited(AsyncLockEngine.from_url(url, **options), runner))
+            stack.callback(engine.close)
+            return engine
+
+        yield make
+
+
+@pytest.fixture
+def engine(make_engine: Callable[..., LockEngine]) -> LockEngine:
+    """An engine with default options, once sync and once async."""
+    return make_engine()
+
+
+@pytest.fixture
+def redis_now(raw: redis.Redis) -> Callable[[], datetime]:
+    """Tells the time by Redis' clock."""
+
+    def now() -> datetime:
+        seconds, micros = raw.time()
+        return datetime.fromtimestamp(seconds, UTC) + timedelta(microseconds=micros)
+
+    return now
+
+
+@pytest.fixture
+def await_expiry(raw: redis.Redis, lock_namespace: str) -> Callable[[str], None]:
+    """Returns when Redis has ended the lock of a slot."""
+
+    def wait(slot_id: str) -> None:
+        deadline = time.monotonic() + 10
+        while raw.exists(f"{lock_namespace}:slot:{slot_id}:lock"):
+            assert time.monotonic() < deadline, f"the lock of {slot_id} does not end"
+
+    return wait

@@ -1,0 +1,137 @@
+"""A script opens with its guarantee, KEYS, ARGV, reply and tags; here that header is held against the builder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from overbooked_lock import calls, scripts
+from overbooked_lock.calls import Call, Settings
+from overbooked_lock.keys import Keys
+
+SETTINGS = Settings(Keys("header"), max_lock_ms=60_000, scope="registered")
+# What builds each script's call, with a request for one slot, and the tags that its parser knows.
+VERDICTS = "past too_long not_found not_lockable disabled full corrupt taken"
+BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
+    "lock": (calls.lock, calls.LockRequest("s", "k", "+1000"), f"locked yours withheld {VERDICTS}"),
+    "extend": (calls.extend, calls.LockRequest("s", "k", "+1000"), f"yours gone withheld {VERDICTS}"),
+    "unlock": (calls.unlock, calls.ClaimRequest("s", "k"), "unlocked gone taken"),
+    "check": (calls.check, calls.ClaimRequest("s", "k"), "yours gone taken"),
+    "get_slots": (calls.get_slots, calls.GetRequest("s"), "found not_found corrupt"),
+    "create_slots": (
+        calls.create_slots,
+        calls.CreateRequest("s", "r", "L", "A", "1", 1, 2, "a", "b", "{}"),
+        "created exists corrupt",
+    ),
+    "update_slot": (
+        calls.update_slot,
+        calls.UpdateRequest("s"),
+        "updated not_found corrupt capacity_too_small start_not_before_end",
+    ),
+    "delete_slots": (calls.delete_slots, calls.DeleteRequest("s"), "deleted not_found has_bookings corrupt"),
+    "list_slots": (calls.list_slots, calls.ListRequest("", "", "", "", "", 0, 10, 0, 10), ""),
+    "list_locks": (calls.list_locks, (0, 10), ""),
+    "prune_slots": (calls.prune_slots, (1, 0, 10), ""),
+}
+NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua"))
+
+
+def _header(name: str) -> dict[str, str]:
+    lines = []
+    for line in (scripts.FOLDER / f"{name}.lua").read_text().splitlines():
+        if not line.startswith("--") or line.startswith("-- include:"):
+            break
+        lines.append(line.removeprefix("-- "))
+    text = "\n".join(lines)
+    return dict(re.findall(r"^(Guarantee|KEYS|ARGV|Reply|Tags): (.*(?:\n(?!\w+:|  ).*)*)", text, re.MULTILINE))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.replace("\n", " ").split(",") if word.strip()]
+
+
+def _split(text: str) -> tuple[list[str], list[str]]:
+    """What stands once, and what stands for each slot."""
+    once, _, each = text.rpartition("then per slot:") if "then per slot:" in text else text.rpartition("per slot:")
+    return (_words(once), _words(each)) if each != text else (_words(text), [])
+
+
+def _counts(text: str, slots: int) -> int:
+    once, each = _split(text)
+    return len(once) + slots * len(each)
+
+
+def test_every_script_is_here() -> None:
+    """No script without a builder, no builder without a script."""
+    assert sorted(BUILDERS) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_script_opens_with_its_guarantee(name: str) -> None:
+    """The first thing a reader sees is what holds."""
+    assert (scripts.FOLDER / f"{name}.lua").read_text().startswith("-- Guarantee: ")
+    assert {"KEYS", "ARGV", "Reply"} <= _header(name).keys()
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_keys_and_arguments_are_what_the_builder_sends(name: str, slots: int) -> None:
+    """As many KEYS and ARGV as the header names, in its order where the order can be seen."""
+    build, request, _ = BUILDERS[name]
+    header = _header(name)
+    per_slot = bool(_split(header["ARGV"])[1])
+    requests: Sequence[Any] = [request] * (slots if per_slot else 1)
+    call = build(SETTINGS, requests)
+    assert call.script.name == name
+    assert len(call.keys) == _counts(header["KEYS"], len(requests))
+    assert len(call.args) == _counts(header["ARGV"], len(requests))
+    kinds = {"lock": "header:slot:s:lock", "record": "header:slot:s:record"}
+    once, each = _split(header["KEYS"])
+    assert call.keys[: len(once) + len(each)] == [kinds.get(kind, f"header:slots:{kind}") for kind in once + each]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tags_are_those_the_script_replies_and_the_parser_knows(name: str) -> None:
+    """A tag that the header forgets would be one that nobody handles."""
+    known = BUILDERS[name][2].split()
+    assert sorted(_words(_header(name).get("Tags", ""))) == sorted(known)
+    source = scripts.load(name).source
+    assert all(f"'{tag}'" in source for tag in known)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "then per slot" in _header(name)["Reply"]])
+def test_the_reply_has_the_width_that_the_header_names(name: str, raw: redis.Redis, lock_namespace: str) -> None:
+    """The head, then a row for each slot."""
+    build, request, _ = BUILDERS[name]
+    requests = [request._replace(slot_id=f"header-{i}") for i in range(3)] if hasattr(request, "slot_id") else [request]
+    call = build(Settings(Keys(lock_namespace), 60_000, "registered"), requests)
+    reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+    once, each = _split(_header(name)["Reply"])
+    rows = 0 if name == "list_slots" else len(requests)
+    assert len(reply) == len(once) + rows * len(each)
+
+
+def test_included_parts_are_all_used() -> None:
+    """A part in lib/ that no script includes is dead."""
+    parts = {path.stem for path in (scripts.FOLDER / "lib").glob("*.lua")}
+    included = {
+        part
+        for name in NAMES
+        for part in re.findall(r"-- include: (\w+)", (scripts.FOLDER / f"{name}.lua").read_text())
+    }
+    assert parts == included
+
+
+def test_durations_are_counted_from_redis_clock(raw: redis.Redis, lock_namespace: str) -> None:
+    """A plus sign before the milliseconds means: from now, by the server."""
+    call = calls.lock(Settings(Keys(lock_namespace), 60_000, "any"), [calls.LockRequest("s", "k", "+1000")])
+    seconds, micros = raw.time()
+    reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+    [lock] = call.parse([part.encode() if isinstance(part, str) else part for part in reply], 0.0)
+    asked_at = seconds + micros / 1e6
+    assert timedelta(seconds=0.9) < timedelta(seconds=lock.locked_until.timestamp() - asked_at) < timedelta(seconds=5)

@@ -1,0 +1,52 @@
+"""Which keys are ours, and that no slot id reaches another's."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overbooked_lock import InvalidArgument
+from overbooked_lock.keys import Keys
+
+# Pieces of our own keys, so that ids which could be mistaken for keys are common.
+_PIECES = st.sampled_from([":", "slot", "slots", "lock", "record", "locks", "expiry", "{", "}", " ", "é", "a", "."])
+_IDS = st.lists(_PIECES, min_size=1, max_size=8).map("".join) | st.text(
+    st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20
+)
+_NAMESPACES = st.just("") | st.from_regex(r"[A-Za-z0-9_.-]{1,8}", fullmatch=True).filter(
+    lambda name: name not in ("slot", "slots")
+)
+
+
+def _all_keys(namespace: str, slot_id: str) -> dict[str, tuple[str, ...]]:
+    keys = Keys(namespace)
+    shared = {keys.locks: "locks", keys.expiry: "expiry", keys.starts: "starts", keys.resources: "resources"}
+    meaning = {key: (namespace, kind) for key, kind in shared.items()}
+    return meaning | {
+        keys.lock(slot_id): (namespace, slot_id, "lock"),
+        keys.record(slot_id): (namespace, slot_id, "record"),
+    }
+
+
+@given(_NAMESPACES, _IDS, _NAMESPACES, _IDS)
+def test_no_slot_id_can_reach_another_key(space_a: str, id_a: str, space_b: str, id_b: str) -> None:
+    """A key means one thing: the mapping from namespace, slot and kind to keys is injective."""
+    a, b = _all_keys(space_a, id_a), _all_keys(space_b, id_b)
+    assert len(a) == 6
+    assert all(a[key] == b[key] for key in a.keys() & b.keys())
+
+
+def test_keys_are_as_documented() -> None:
+    """Whoever looks with redis-cli finds what the documentation says."""
+    keys = Keys()
+    assert (keys.lock("s1"), keys.record("s1")) == ("slot:s1:lock", "slot:s1:record")
+    assert (keys.locks, keys.expiry) == ("slots:locks", "slots:expiry")
+    assert Keys("shop-7").lock("s1") == "shop-7:slot:s1:lock"
+
+
+@pytest.mark.parametrize("namespace", ["slot", "slots", "a:b", "ü", "x" * 65, "a b", "a\n", 7])
+def test_a_namespace_that_could_reach_other_keys_is_refused(namespace: str) -> None:
+    """With a colon, or our own first words, a namespace could name a slot of another."""
+    with pytest.raises(InvalidArgument, match="namespace must be 1 to 64 letters"):
+        Keys(namespace)

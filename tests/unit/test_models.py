@@ -1,0 +1,110 @@
+"""What callers get: the payload to the letter, values that are immutable and can travel, keys that stay hidden."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+from datetime import UTC, datetime, timedelta, timezone
+
+import pydantic
+import pytest
+
+from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked
+
+# The answer of the published page "Lock a Slot", its data to the letter.
+PAYLOAD = """{
+    "_object": "slot",
+    "available": true,
+    "resource_id": "5b003c67-f69f-471b-9268-3896a9a3df29",
+    "capacity": 1,
+    "created_at": "2020-12-19T15:44:22.854Z",
+    "end_date": "2020-10-21T22:50:00+02:00",
+    "id": "3751095a-b4ef-41a3-98a3-b8a0eecfc332",
+    "lockable": true,
+    "locked_until": "2020-12-19T16:00:00.000Z",
+    "metadata": {},
+    "num_active_bookings": 0,
+    "num_bookings": 0,
+    "num_cancelled_bookings": 0,
+    "start_date": "2020-10-21T22:30:00+02:00",
+    "status": "active",
+    "updated_at": "2020-12-19T15:44:22.854Z"
+}"""
+UNTIL = datetime(2020, 12, 19, 16, tzinfo=UTC)
+RECORD = (
+    b"1LA 1 0 0 1608392662854 1608392662854 1603312200000 1603313400000\n"
+    b"2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n5b003c67-f69f-471b-9268-3896a9a3df29\n{}"
+)
+LOCK = Lock("3751095a-b4ef-41a3-98a3-b8a0eecfc332", "secret-key", UNTIL, 1795342754587123, False, RECORD, 0.0)
+
+
+def test_the_payload_is_that_of_the_published_page() -> None:
+    """Field for field, in order, dates in their documented formats."""
+    assert LOCK.slot is not None
+    assert LOCK.slot.model_dump_json() == json.dumps(json.loads(PAYLOAD), separators=(",", ":"))
+
+
+def test_the_payload_is_read_back() -> None:
+    """What a Slot serialises to is the same Slot again."""
+    slot = Slot.model_validate_json(PAYLOAD)
+    assert slot == LOCK.slot
+    assert slot.model_dump(mode="json") == json.loads(PAYLOAD)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        (datetime(2030, 1, 1, 12, tzinfo=UTC), "2030-01-01T12:00:00.000Z"),
+        (datetime(2030, 1, 1, 12, 0, 0, 5678, tzinfo=UTC), "2030-01-01T12:00:00.005Z"),
+        (datetime(2030, 1, 1, 12, tzinfo=timezone(timedelta(hours=-5, minutes=-30))), "2030-01-01T12:00:00-05:30"),
+        (datetime(2030, 1, 1, 12, 0, 0, 5000, tzinfo=timezone(timedelta(hours=2))), "2030-01-01T12:00:00.005+02:00"),
+    ],
+)
+def test_dates_of_a_slot_keep_their_offset(given: datetime, shown: str) -> None:
+    """start_date and end_date are shown as they were given; UTC as JavaScript writes it."""
+    slot = Slot.model_validate_json(PAYLOAD).model_copy(update={"start_date": given})
+    assert slot.model_dump(mode="json")["start_date"] == shown
+
+
+def test_a_slot_is_immutable() -> None:
+    """A payload can be handed around."""
+    with pytest.raises(pydantic.ValidationError):
+        Slot.model_validate_json(PAYLOAD).available = False  # type: ignore[misc]  # that is the point
+
+
+@pytest.mark.parametrize(
+    "record", [b"", b"2LA 1", RECORD.replace(b"{}", b"{"), RECORD.replace(b"1LA 1 ", b"1LA x "), b"\xff\n\n\n\n"]
+)
+def test_a_record_that_we_did_not_write_is_corrupt(record: bytes) -> None:
+    """Neither half a payload nor a ValidationError of somebody else's."""
+    with pytest.raises(StoreCorrupt, match="'s1'"):
+        Slot.from_record("s1", record, 0, available=True)
+
+
+def test_a_lock_hides_its_key() -> None:
+    """A lock_key is in no repr, and so in no log that shows one."""
+    assert "secret-key" not in repr(LOCK)
+    assert "secret-key" not in str(LOCK)
+
+
+def test_a_lock_is_immutable() -> None:
+    """What one task holds another can't change."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        LOCK.lock_key = "mine"  # type: ignore[misc]  # that is the point
+
+
+def test_a_lock_can_be_pickled() -> None:
+    """Another process gets the same lock, payload and remaining time included."""
+    lock = dataclasses.replace(LOCK, _ends_at=LOCK._ends_at - LOCK.remaining().total_seconds() + 60)
+    copy = pickle.loads(pickle.dumps(lock))  # noqa: S301 - our own
+    assert copy == lock
+    assert copy.lock_key == "secret-key"
+    assert copy.slot == lock.slot
+    assert timedelta(seconds=59) < copy.remaining() <= timedelta(seconds=60)
+
+
+def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
+    """Locks alone: there is nothing to show."""
+    assert dataclasses.replace(LOCK, _record=None).slot is None
+    assert Unlocked("s", released=True).slot is None
