@@ -20,7 +20,7 @@ def test_a_lock_is_released(engine: LockEngine, slot: Slot, raw: redis.Redis, lo
     assert (unlocked.slot_id, unlocked.released) == (slot.id, True)
     assert not raw.exists(f"{lock_namespace}:slot:{slot.id}:lock", f"{lock_namespace}:slots:expiry")
     assert raw.hkeys(f"{lock_namespace}:slots:locks") == [""]
-    assert engine.lock(slot.id, lock_for=MINUTE)
+    assert not engine.lock(slot.id, lock_for=MINUTE).already_held
 
 
 def test_the_payload_after_it(engine: LockEngine, slot: Slot) -> None:

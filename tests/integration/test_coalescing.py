@@ -1,0 +1,150 @@
+"""The async engine merges the calls of one event loop, and nobody notices but by its speed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import redis
+
+from overbooked_lock import (
+    AsyncLockEngine,
+    EmbeddedServer,
+    Lock,
+    LockEngine,
+    LockKeyInvalid,
+    NewSlot,
+    SlotLocked,
+    SlotNotFound,
+    StoreCorrupt,
+)
+
+MINUTE = timedelta(minutes=1)
+
+
+def scripts_run(raw: redis.Redis) -> int:
+    """How many scripts the server has run since the last reset."""
+    stats = raw.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {}).get("calls", 0))
+
+
+@pytest.fixture
+def ids(lock_engine: LockEngine, new_slot: Callable[..., NewSlot]) -> list[str]:
+    """Five hundred slots."""
+    return [slot.id for slot in lock_engine.create_slots(new_slot() for _ in range(500))]
+
+
+async def test_many_callers_share_few_calls(
+    async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis
+) -> None:
+    """Five hundred locks are a handful of scripts, each slot with its own answer."""
+    await async_lock_engine.check("x", lock_key="x")
+    raw.config_resetstat()
+    locks = await asyncio.gather(*(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in ids))
+    assert scripts_run(raw) <= 8
+    assert [lock.slot_id for lock in locks] == ids
+    assert [lock.slot.id for lock in locks if lock.slot] == ids
+    assert len({lock.lock_key for lock in locks}) == len({lock.fencing_token for lock in locks}) == 500
+    raw.config_resetstat()
+    unlocked = await asyncio.gather(*(async_lock_engine.unlock(lock) for lock in locks))
+    assert scripts_run(raw) <= 8
+    assert all(result.released for result in unlocked)
+
+
+async def test_an_error_in_one_item_fails_that_item_alone(
+    async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Taken, unknown, a key of another kind: the neighbours in the call are locked."""
+    taken = await async_lock_engine.lock(ids[1], lock_for=MINUTE)
+    raw.rpush(f"{lock_namespace}:slot:{ids[2]}:lock", "not ours")
+    raw.config_resetstat()
+    results: list[Any] = await asyncio.gather(
+        *(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in [*ids[:5], "nope"]), return_exceptions=True
+    )
+    assert scripts_run(raw) == 1
+    kinds = [type(result) for result in results]
+    assert kinds == [Lock, SlotLocked, StoreCorrupt, Lock, Lock, SlotNotFound]
+    assert results[1].locked_until == taken.locked_until
+    assert raw.lrange(f"{lock_namespace}:slot:{ids[2]}:lock", 0, -1) == ["not ours"]
+
+
+async def test_different_verbs_at_once(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
+    """Each gets the answer to its own question."""
+    engine = async_lock_engine
+    held = await engine.lock(ids[0], lock_for=MINUTE)
+    results: list[Any] = await asyncio.gather(
+        engine.lock(ids[1], lock_for=MINUTE),
+        engine.check(held),
+        engine.extend(held, lock_for=2 * MINUTE),
+        engine.unlock(ids[0], lock_key="wrong"),
+        engine.get_slot(ids[3]),
+        engine.lock_many(ids[4:7], lock_for=MINUTE),
+        engine.lock_many([ids[7], ids[0]], lock_for=MINUTE),
+        engine.list_slots(limit=3),
+        engine.update_slot(ids[8], capacity=5),
+        return_exceptions=True,
+    )
+    lock, checked, extended, refused, slot, row, no_row, page, updated = results
+    assert lock.slot_id == ids[1]
+    assert checked.slot_id == ids[0]
+    assert extended.fencing_token == held.fencing_token
+    assert isinstance(refused, LockKeyInvalid)
+    assert slot.id == ids[3]
+    assert [lock.slot_id for lock in row] == ids[4:7]
+    assert isinstance(no_row, SlotLocked)
+    assert await engine.get_slot(ids[7]) == (await engine.get_slot(ids[7])).model_copy(update={"available": True})
+    assert len(page.slots) == 3
+    assert updated.capacity == 5
+
+
+async def test_one_key_asking_many_times_at_once(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
+    """Retries that meet in one call get one lock and one fencing token, and its latest date."""
+    engine = async_lock_engine
+    locks = await asyncio.gather(*(engine.lock(ids[0], lock_key="mine", lock_for=n * MINUTE) for n in (1, 5, 3, 2, 4)))
+    assert len({lock.fencing_token for lock in locks}) == 1
+    assert [lock.already_held for lock in locks] == [False, True, True, True, True]
+    final = await engine.check(locks[0])
+    assert final is not None
+    assert final.locked_until == max(lock.locked_until for lock in locks)
+
+
+async def test_lock_and_unlock_of_one_slot_at_once(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
+    """Two unlocks of one lock in one call: one released it, the other found it free."""
+    lock = await async_lock_engine.lock(ids[0], lock_for=MINUTE)
+    results = await asyncio.gather(*(async_lock_engine.unlock(lock) for _ in range(3)))
+    assert sorted(result.released for result in results) == [False, False, True]
+
+
+async def test_a_lone_caller_does_not_wait(
+    async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis
+) -> None:
+    """Without company a call is a call: one script each, one after the other."""
+    await async_lock_engine.check("x", lock_key="x")
+    raw.config_resetstat()
+    for slot_id in ids[:10]:
+        await async_lock_engine.lock(slot_id, lock_for=MINUTE)
+    assert scripts_run(raw) == 10
+
+
+async def test_an_engine_belongs_to_one_event_loop(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
+    """Used from another loop it says so, rather than hang."""
+    await async_lock_engine.get_slot(ids[0])
+    with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
+        await asyncio.to_thread(asyncio.run, async_lock_engine.get_slot(ids[0]))
+
+
+async def test_cancelled_callers_leave_the_others_alone(
+    lock_server: EmbeddedServer, lock_namespace: str, ids: list[str]
+) -> None:
+    """Half of the callers of a batch are cancelled; the other half get their locks."""
+    async with AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace) as engine:
+        tasks = [asyncio.create_task(engine.lock(slot_id, lock_for=MINUTE)) for slot_id in ids]
+        await asyncio.sleep(0)
+        for task in tasks[::2]:
+            task.cancel()
+        results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
+    assert all(isinstance(result, Lock) for result in results[1::2])

@@ -1,0 +1,262 @@
+"""How an engine reaches its server: clients, URLs, TLS, Sentinel, ACLs, forks; and what it says at the start."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+import redis.sentinel
+import trustme
+
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, Slot, StoreUnavailable
+from overbooked_lock.embedded import _find_program
+
+MINUTE = timedelta(minutes=1)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody had a moment ago."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [sock.getsockname()[1] for sock in sockets]
+
+
+@contextlib.contextmanager
+def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server process, ended at the end."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+
+
+def await_that(condition: Callable[[], object]) -> None:
+    """Returns when a condition holds; errors of Redis mean not yet."""
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(redis.RedisError):
+            if condition():
+                return
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.02)  # there is no event to wait for
+
+
+@pytest.mark.parametrize("decode_responses", [False, True])
+def test_from_a_client(lock_server: EmbeddedServer, lock_namespace: str, slot: Slot, decode_responses: bool) -> None:
+    """Whatever the client does with its replies, ours are bytes; the client stays the host's own."""
+    client = redis.Redis.from_url(lock_server.url, decode_responses=decode_responses, protocol=3)
+    with LockEngine(client, namespace=lock_namespace) as engine:
+        lock = engine.lock(slot.id, lock_for=MINUTE)
+        assert lock.slot is not None
+        assert lock.slot.id == slot.id
+        assert engine.unlock(lock).released
+    assert client.ping()
+    client.close()
+
+
+@pytest.mark.parametrize("decode_responses", [False, True])
+async def test_from_an_async_client(
+    lock_server: EmbeddedServer, lock_namespace: str, slot: Slot, decode_responses: bool
+) -> None:
+    """Whatever the client does with its replies, ours are bytes; the client stays the host's own."""
+    client = redis.asyncio.Redis.from_url(lock_server.url, decode_responses=decode_responses, protocol=3)
+    async with AsyncLockEngine(client, namespace=lock_namespace) as engine:
+        lock = await engine.lock(slot.id, lock_for=MINUTE)
+        assert lock.slot is not None
+        assert (await engine.unlock(lock)).released
+    assert await client.ping()
+    await client.aclose()
+
+
+def test_a_closed_engine_says_so(make_engine: Callable[..., LockEngine], slot: Slot) -> None:
+    """At once, and that nothing was changed."""
+    engine = make_engine()
+    engine.get_slot(slot.id)
+    engine.close()
+    with pytest.raises(StoreUnavailable, match="this engine is closed") as refused:
+        engine.lock(slot.id, lock_for=MINUTE)
+    assert refused.value.outcome == "not_applied"
+
+
+def test_embedded(tmp_path: Path, new_slot: Callable[..., Any]) -> None:
+    """A folder is all it takes; what was locked is there after a restart."""
+    with LockEngine.embedded(tmp_path) as engine:
+        slot = engine.create_slot(new_slot())
+        lock = engine.lock(slot.id, lock_for=MINUTE)
+    with LockEngine.embedded(tmp_path) as engine:
+        assert engine.check(lock) == lock
+
+
+async def test_async_embedded(tmp_path: Path, new_slot: Callable[..., Any]) -> None:
+    """The same for an event loop, and both can share the folder."""
+    async with AsyncLockEngine.embedded(tmp_path, namespace="a") as engine:
+        slot = await engine.create_slot(new_slot())
+        lock = await engine.lock(slot.id, lock_for=MINUTE)
+        with LockEngine.embedded(tmp_path, namespace="a", fsync="everysec") as other:
+            assert other.check(lock) == lock
+
+
+def test_a_wrong_option_leaves_no_server_running(tmp_path: Path) -> None:
+    """The folder's server has no user left."""
+    with pytest.raises(ValueError, match="namespace"):
+        LockEngine.embedded(tmp_path, namespace="a:b")
+    assert not list(tmp_path.glob("*.sock"))
+
+
+def test_a_forked_child_has_connections_of_its_own(lock_engine: LockEngine, slot: Slot) -> None:
+    """Parent and child work at once on one engine, and no answer goes to the wrong one."""
+    lock = lock_engine.lock(slot.id, lock_for=MINUTE)
+    child = os.fork()
+    if child == 0:
+        # Nothing of pytest may run in the child.
+        right = all(lock_engine.check(lock) == lock for _ in range(200))
+        os._exit(0 if right else 1)
+    assert all(lock_engine.get_slot(slot.id).id == slot.id for _ in range(200))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_a_user_who_may_not_ask_for_info(lock_server: EmbeddedServer, lock_namespace: str, raw: redis.Redis) -> None:
+    """INFO serves a warning alone: without it everything else works."""
+    raw.acl_setuser("modest", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-info"])
+    try:
+        client = redis.Redis.from_url(lock_server.url, username="modest", password="pw")
+        with LockEngine(client, namespace=lock_namespace, unregistered="allow") as engine:
+            assert engine.unlock(engine.lock("s", lock_for=MINUTE)).released
+    finally:
+        raw.acl_deluser("modest")
+
+
+def test_an_evicting_server_is_warned_of(
+    make_engine: Callable[..., LockEngine], raw: redis.Redis, slot: Slot, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A maxmemory-policy that may drop live locks is said at the first call, once."""
+    raw.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        engine = make_engine()
+        with caplog.at_level(logging.WARNING, "overbooked_lock"):
+            for _ in range(3):
+                engine.get_slot(slot.id)
+    finally:
+        raw.config_set("maxmemory-policy", "noeviction")
+    [record] = caplog.records
+    assert "maxmemory-policy allkeys-lru" in record.getMessage()
+    assert "Set maxmemory-policy to noeviction" in record.getMessage()
+
+
+def speaks_tls(program: str) -> bool:
+    """A build without TLS stumbles over its options before it gets to nonsense."""
+    if not shutil.which(program):
+        return False
+    config = b"tls-port 0\nnonsense"
+    answer = subprocess.run([program, "-"], input=config, capture_output=True, check=False, timeout=10)
+    return b"nonsense" in answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def tls_server(tmp_path: Path) -> Iterator[tuple[int, trustme.CA]]:
+    """A server that speaks TLS alone. The embedded one does not."""
+    program = next(filter(speaks_tls, (f"{folder}/redis-server" for folder in os.get_exec_path())), None)
+    if program is None:
+        pytest.skip("needs a redis-server with TLS on PATH: apt-get install redis-server")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = authority.issue_cert("localhost")
+    server.private_key_pem.write_to_path(tmp_path / "key.pem")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    [port] = free_ports(1)
+    options = {
+        "port": 0,
+        "tls-port": port,
+        "bind": "127.0.0.1",
+        "save": "",
+        "dir": tmp_path,
+        "tls-auth-clients": "no",
+        "tls-cert-file": tmp_path / "cert.pem",
+        "tls-key-file": tmp_path / "key.pem",
+        "tls-ca-cert-file": tmp_path / "ca.pem",
+    }
+    with running(program, *(word for name, value in options.items() for word in (f"--{name}", str(value)))):
+        url = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        await_that(lambda: redis.Redis.from_url(url).ping())
+        yield port, authority
+
+
+def test_tls(tls_server: tuple[int, trustme.CA], make_engine: Callable[..., LockEngine], tmp_path: Path) -> None:
+    """With the right authority it works; with another, another host's name, or in plain text it is refused."""
+    port, _ = tls_server
+    right, wrong = tmp_path / "ca.pem", tmp_path / "wrong.pem"
+    trustme.CA().cert_pem.write_to_path(wrong)
+    short: dict[str, Any] = {"unregistered": "allow", "timeout": timedelta(milliseconds=500)}
+    engine = make_engine(f"rediss://localhost:{port}?ssl_ca_certs={right}", **short)
+    assert engine.unlock(engine.lock("s", lock_for=MINUTE)).released
+    for url in (
+        f"rediss://localhost:{port}?ssl_ca_certs={wrong}",
+        f"rediss://127.0.0.1:{port}?ssl_ca_certs={right}&ssl_check_hostname=true",
+        f"redis://localhost:{port}",
+    ):
+        with pytest.raises(StoreUnavailable):
+            make_engine(url, **short).lock("s", lock_for=MINUTE)
+
+
+def test_sentinel_fails_over(tmp_path: Path) -> None:
+    """An engine on what Sentinel calls the master finds the new one, sync and async, and goes on by itself."""
+    program = _find_program().path
+    master, replica, sentinel = free_ports(3)
+    (tmp_path / "sentinel.conf").write_text(
+        f"port {sentinel}\nbind 127.0.0.1\ndir {tmp_path}\n"
+        f"sentinel monitor shop 127.0.0.1 {master} 1\nsentinel down-after-milliseconds shop 300\n"
+        "sentinel failover-timeout shop 2000\n"
+    )
+    common = ("--bind", "127.0.0.1", "--save", "", "--dir", str(tmp_path), "--repl-diskless-sync-delay", "0")
+
+    async def lock_async(slot_id: str) -> int:
+        watchers = redis.asyncio.Sentinel([("127.0.0.1", sentinel)])
+        async with AsyncLockEngine(watchers.master_for("shop"), unregistered="allow") as engine:
+            lock = await engine.lock(slot_id, lock_for=MINUTE)
+        for sentinel_client in watchers.sentinels:
+            await sentinel_client.aclose()
+        return lock.fencing_token
+
+    with (
+        running(program, "--port", str(master), *common) as first,
+        running(program, "--port", str(replica), "--replicaof", "127.0.0.1", str(master), *common),
+        contextlib.ExitStack() as stack,
+    ):
+        copy = redis.Redis(port=replica)
+        await_that(lambda: copy.info("replication")["master_link_status"] == "up")
+        # Sentinel asks a master for its replicas at its start, and then every ten seconds.
+        stack.enter_context(running(program, str(tmp_path / "sentinel.conf"), "--sentinel"))
+        watcher = redis.sentinel.Sentinel([("127.0.0.1", sentinel)])
+        await_that(lambda: watcher.discover_master("shop") == ("127.0.0.1", master))
+        await_that(lambda: watcher.discover_slaves("shop"))
+        with LockEngine(watcher.master_for("shop"), unregistered="allow", timeout=timedelta(seconds=20)) as engine:
+            before = engine.lock("s", lock_for=MINUTE)
+            await_that(lambda: copy.exists("slot:s:lock"))
+            first.kill()
+            after = engine.lock("t", lock_for=MINUTE)
+            assert engine.check(before) == before
+        assert after.fencing_token > before.fencing_token
+        assert asyncio.run(lock_async("u")) > after.fencing_token
+
+
+def test_an_engine_does_not_pickle(lock_engine: LockEngine) -> None:
+    """Locks travel, engines don't: an error at once beats a copy that shares a socket."""
+    with pytest.raises(TypeError):
+        pickle.dumps(lock_engine)
