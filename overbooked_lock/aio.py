@@ -39,6 +39,10 @@ _MAX_BATCH = 128
 """Slots in one merged call: beyond it the gain per slot is gone, and the server is held longer."""
 
 
+_CLOSED = "this engine is closed"
+_TOO_LATE = "its turn did not come in time"
+
+
 class _Item:
     """A step in the queue, and the future its caller awaits."""
 
@@ -278,6 +282,8 @@ class AsyncLockEngine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        for item in self._queue:
+            _fail(item, item.attempts.gave_up(_CLOSED, sent=False))
         while self._idle:
             await self._idle.pop().disconnect()
         if self._server is not None:
@@ -320,7 +326,7 @@ class AsyncLockEngine:
                 raise RuntimeError("an AsyncLockEngine belongs to the event loop of its first call")
             self._loop = loop
         if self._closed:
-            raise StoreUnavailable("not_applied", "this engine is closed")
+            raise StoreUnavailable("not_applied", _CLOSED)
         future = loop.create_future()
         self._queue.append(_Item(step, store.Attempts(self._timeout), future))
         self._start_lane()
@@ -355,7 +361,7 @@ class AsyncLockEngine:
             if item.future.done():
                 continue
             if item.attempts.time_left() <= 0:
-                item.future.set_exception(item.attempts.gave_up(TimeoutError()))
+                item.future.set_exception(item.attempts.gave_up(_TOO_LATE, sent=False))
                 continue
             batch.append(item)
             slots += len(item.step.requests)
@@ -385,12 +391,13 @@ class AsyncLockEngine:
             await self._drop_idle()
             return None, pause
         except BaseException as error:
-            # Cancelled by close, or a fault of our own: no caller may be left waiting.
+            # A server that we can't use, the end of this engine, or a fault of ours: no caller may be left waiting.
             for item in batch:
-                if not item.future.done():
-                    item.future.set_exception(item.attempts.gave_up(error))
+                _fail(item, error if isinstance(error, StoreUnavailable) else item.attempts.gave_up(_CLOSED, sent=sent))
             if connection is not None:
                 await connection.disconnect(nowait=True)
+            if isinstance(error, StoreUnavailable):
+                return None, 0.0
             raise
         pause = 0.0
         for group, call, reply in zip(groups, calls, replies, strict=True):
@@ -407,8 +414,7 @@ class AsyncLockEngine:
                 pause = max(pause, item.attempts.failed(error, sent=sent))
                 again.append(item)
             except StoreUnavailable as unavailable:
-                if not item.future.done():
-                    item.future.set_exception(unavailable)
+                _fail(item, unavailable)
         self._queue.extendleft(reversed(again))
         return pause
 
@@ -476,13 +482,23 @@ def _requests(group: Sequence[_Item]) -> list[Any]:
 
 
 def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) -> None:
-    outcomes = call.parse(reply, sent_at)
+    try:
+        outcomes = call.parse(reply, sent_at)
+    except Exception as error:  # noqa: BLE001 - a reply that we can't read must leave no caller waiting
+        for item in group:
+            _fail(item, error)
+        return
     at = 0
     for item in group:
         count = len(item.step.requests)
         if not item.future.done():
             item.future.set_result(outcomes[at : at + count])
         at += count
+
+
+def _fail(item: _Item, error: BaseException) -> None:
+    if not item.future.done():
+        item.future.set_exception(error)
 
 
 async def _exchange(connection: AbstractConnection, calls: Sequence[Call]) -> list[Any]:

@@ -350,7 +350,10 @@ def _views(ids: Sequence[str], reply: Reply, _: float) -> list[Slot | Overbooked
 
 def _view(slot_id: str, tag: bytes, record: bytes, until_ms: int, available: int) -> Slot | OverbookedError:
     if tag in (b"found", b"created", b"updated"):
-        return Slot.from_record(slot_id, record, until_ms, available=bool(available))
+        try:
+            return Slot.from_record(slot_id, record, until_ms, available=bool(available))
+        except StoreCorrupt as error:
+            return error
     if tag == b"start_not_before_end":
         return InvalidArgument("start_date", "must be before end_date", code="E023", status=422)
     kinds: dict[bytes, type[SlotNotFound | SlotExists | StoreCorrupt | CapacityTooSmall]]

@@ -67,7 +67,8 @@ class LockEngine:
         self._idle: deque[AbstractConnection] = deque()
         self._pid = os.getpid()
         self._examined = False
-        self._closed = False
+        self._closing = threading.Event()
+        self._background: set[threading.Thread] = set()
         self._server: EmbeddedServer | None = None
 
     @classmethod
@@ -353,7 +354,10 @@ class LockEngine:
 
     def close(self) -> None:
         """Closes the connections, and stops the embedded server if this was its last user."""
-        self._closed = True
+        for thread in list(self._background):
+            # A lock of unknown outcome is perhaps being undone.
+            thread.join(min(1.0, self._timeout))
+        self._closing.set()
         self._drop_idle()
         if self._server is not None:
             self._server.close()
@@ -383,7 +387,9 @@ class LockEngine:
         if isinstance(step, Run):
             return self._run(step)
         if isinstance(step, Pause):
-            return time.sleep(step.seconds)
+            if self._closing.wait(step.seconds):
+                raise StoreUnavailable("not_applied", "this engine is closed")
+            return None
         if isinstance(step, Load):
             return self._load(step.slot_id)
         return self._in_background(step)
@@ -414,7 +420,7 @@ class LockEngine:
                 return call.parse(reply, sent_at)
 
     def _connection(self, attempts: store.Attempts) -> AbstractConnection:
-        if self._closed:
+        if self._closing.is_set():
             raise StoreUnavailable("not_applied", "this engine is closed")
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
@@ -429,7 +435,7 @@ class LockEngine:
             if not self._examined:
                 connection.send_command("INFO", check_health=False)
                 with contextlib.suppress(ResponseError):  # a user may be denied INFO and yet do all else
-                    store.examine(connection.read_response(disable_decoding=True, timeout=timeout))
+                    store.examine(connection.read_response(disable_decoding=True, timeout=attempts.time_for_next()))
                 self._examined = True
         except BaseException:
             connection.disconnect()
@@ -448,7 +454,14 @@ class LockEngine:
                 self._idle.pop().disconnect()
 
     def _in_background(self, step: InBackground) -> None:
-        threading.Thread(target=self._do, args=(step.operation,), name="overbooked-lock-undo", daemon=True).start()
+        def work() -> None:
+            with contextlib.suppress(StoreUnavailable):  # the engine was closed
+                self._do(step.operation)
+            self._background.discard(thread)
+
+        thread = threading.Thread(target=work, name="overbooked-lock undo", daemon=True)
+        self._background.add(thread)
+        thread.start()
 
     def _load(self, slot_id: str) -> bool:
         assert self._load_slot is not None  # noqa: S101 - operations load only where this is given

@@ -85,12 +85,12 @@ class Attempts:
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._count) * random.uniform(0.5, 1)  # noqa: S311 - no secret
         self._count += 1
         if code in _FINAL or (code and code not in _PASSING) or self.time_left() <= pause:
-            raise self.gave_up(error) from (None if code else error)
+            raise self.gave_up(cause(error), sent=False) from (None if code else error)
         return pause
 
-    def gave_up(self, error: BaseException) -> StoreUnavailable:
-        """The error that tells the caller what came of all tries."""
-        return StoreUnavailable("unknown" if self._maybe_applied else "not_applied", _cause(error))
+    def gave_up(self, why: str, *, sent: bool) -> StoreUnavailable:
+        """The error that tells the caller what came of all tries; ``sent`` if a reply to the last one is missing."""
+        return StoreUnavailable("unknown" if sent or self._maybe_applied else "not_applied", why)
 
 
 def _code(error: BaseException) -> str:
@@ -106,7 +106,8 @@ def _code(error: BaseException) -> str:
     return code or ""
 
 
-def _cause(error: BaseException) -> str:
+def cause(error: BaseException) -> str:
+    """Why a try failed, in our words: a server's own may quote arguments."""
     code = _code(error)
     if code:
         return _PASSING.get(code) or _FINAL.get(code) or f"it replied {code}"
