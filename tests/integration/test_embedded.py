@@ -6,13 +6,17 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +58,10 @@ class Process:
         return self.popen.stdout.readline().strip()
 
     def end(self, how: signal.Signals | None = None) -> int:
-        """Send the signal, or else let it run to its end: the exit code."""
+        """Signal it and all that it forked, or else let it run to its end: the exit code."""
         if how is not None:
-            self.popen.send_signal(how)
+            with suppress(ProcessLookupError, PermissionError):  # gone already; macOS says EPERM to that
+                os.killpg(self.popen.pid, how)
         self.popen.communicate()
         return self.popen.returncode
 
@@ -127,10 +132,12 @@ def runs(folder: Path) -> bool:
 def lives(pid: int) -> bool:
     try:
         os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except ProcessLookupError:
         return False
-    about = Path(f"/proc/{pid}/stat")  # a process that nobody reaped is dead, too
-    return not (about.exists() and about.read_text().rpartition(")")[2].split()[0] == "Z")
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()  # macOS has no such folder, and the signal was its answer
+    return state != "Z"  # dead, but nobody reaped it
 
 
 def until(happened: Callable[[], bool]) -> None:
@@ -187,6 +194,15 @@ def test_it_runs_from_the_constructor_to_close(folder: Path) -> None:
     with EmbeddedServer(folder) as again:
         server.close()  # long closed: it must not count twice
         assert ask(again, "PING") is True
+
+
+def test_a_closed_object_is_let_go(folder: Path) -> None:
+    """A program that opens and closes all day does not pile up the objects until its end."""
+    server = EmbeddedServer(folder)
+    server.close()
+    left = weakref.ref(server)
+    del server
+    assert left() is None
 
 
 def test_only_its_user_reaches_it_and_writes_are_durable(folder: Path) -> None:
@@ -309,8 +325,7 @@ def test_ctrl_c_does_not_reach_the_server(folder: Path, spawn: Spawn) -> None:
     starter.say()
     pid = int(starter.hear())
     with EmbeddedServer(folder) as server:
-        os.killpg(starter.popen.pid, signal.SIGINT)
-        assert starter.end() != 0
+        assert starter.end(signal.SIGINT) != 0
         assert server.pid == pid
         assert ask(server, "PING") is True
 
@@ -355,6 +370,15 @@ def test_a_pid_of_the_past_is_nobodys_business(folder: Path, spawn: Spawn) -> No
         assert again.pid != bystander.popen.pid
     bystander.say()
     assert bystander.end() == 0
+
+
+def test_a_server_whose_folder_was_deleted_is_named(folder: Path) -> None:
+    """Nobody can reach it any more, so close() tells which process to end."""
+    server = EmbeddedServer(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(EmbeddedServerError, match=f"can't be stopped .* end its process {server.pid}"):
+        server.close()
+    kill_server(server)
 
 
 # fsync
@@ -453,6 +477,20 @@ def test_data_of_another_server_is_left_alone(
     assert re.search(message, refusal(folder))
 
 
+def test_a_folder_that_another_kind_claims_meanwhile_is_left_alone(folder: Path) -> None:
+    """A start that waits its turn looks again: a folder that was empty before may have an owner by now."""
+    folder.mkdir(mode=0o755)
+    with ThreadPoolExecutor() as pool, (folder / "users.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        start = pool.submit(EmbeddedServer, folder)
+        until(lambda: stat.S_IMODE(folder.stat().st_mode) == 0o700)  # it has looked at the folder
+        (folder / "server.json").write_text('{"kind": "keydb", "version": "6.3.4"}')
+        fcntl.flock(held, fcntl.LOCK_UN)
+        with pytest.raises(EmbeddedServerError, match="holds the data of keydb"):
+            start.result()
+    assert {entry.name for entry in folder.iterdir()} == {"server.json", "server.lock", "users.lock"}
+
+
 def test_data_of_an_older_server_is_taken_over(folder: Path) -> None:
     """A newer version of the same kind may read it, and from then on no older one may."""
     with EmbeddedServer(folder) as server:
@@ -548,23 +586,25 @@ def test_a_server_that_does_not_answer_is_reported(folder: Path, monkeypatch: py
     """It runs and hangs: nobody waits for ever, neither to adopt it nor to stop it, and nobody kills it."""
     server = EmbeddedServer(folder)
     os.kill(server.pid, signal.SIGSTOP)
-    monkeypatch.setattr(embedded, "PATIENCE", 0.1)
-    with pytest.raises(EmbeddedServerError, match=r"has not answered .*server\.pid has the id"):
-        EmbeddedServer(folder)
-    with pytest.raises(EmbeddedServerError, match="told to end"):
-        server.close()
-    os.kill(server.pid, signal.SIGCONT)
+    try:
+        monkeypatch.setattr(embedded, "PATIENCE", 0.1)
+        with pytest.raises(EmbeddedServerError, match=r"has not answered .*server\.pid has the id"):
+            EmbeddedServer(folder)
+        with pytest.raises(EmbeddedServerError, match="told to end"):
+            server.close()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
     with EmbeddedServer(folder) as again:
         assert again.pid == server.pid
 
 
 def test_a_start_does_not_wait_for_ever_for_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If a process hangs while it starts or stops the server, the others say so after a while."""
+    """If a process hangs while it stops the server, whoever wants to start says so after a while."""
     folder.mkdir()
     monkeypatch.setattr(embedded, "PATIENCE", 0.05)
-    with (folder / "start.lock").open("w") as held:
+    with (folder / "users.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        with pytest.raises(EmbeddedServerError, match="another process has been starting or stopping"):
+        with pytest.raises(EmbeddedServerError, match="another process has been stopping"):
             EmbeddedServer(folder)
     assert not runs(folder)
 
