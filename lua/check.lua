@@ -11,10 +11,9 @@ local FIRST_KEY, HEAD, STRIDE = 3, 0, 3
 
 local reply = {now_us}
 for i = 1, count do
-  local lock = lock_of(i)
-  local tag = claim_on(lock, argument(i, 2), tonumber(argument(i, 3)))
-  local at = #reply
-  reply[at + 1], reply[at + 2] = tag, tag == 'yours' and record_of(i)
-  reply[at + 3], reply[at + 4] = lock and lock.until_ms or 0, lock and lock.token or 0
+  local tag, at = claim_on(i, argument(i, 2), argument(i, 3)), #reply
+  local yours = tag == 'yours'
+  reply[at + 1], reply[at + 2] = tag, yours and record_of(i)
+  reply[at + 3], reply[at + 4] = yours and end_of(i) or 0, yours and token_of(i) or 0
 end
 return reply

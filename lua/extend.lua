@@ -14,6 +14,6 @@ local FIRST_KEY, HEAD, STRIDE = 3, 3, 4
 -- include: sweep
 -- include: grant
 
-return grant(function(i, lock)
-  return claim_on(lock, argument(i, 2), tonumber(argument(i, 4)))
+return grant(function(i)
+  return claim_on(i, argument(i, 2), argument(i, 4))
 end)

@@ -9,7 +9,7 @@ local locks, expiry = KEYS[1], KEYS[2]
 local slot_prefix, lock_suffix, cursor, chunk = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 -- include: clock
 
-local found = redis.call('ZRANGEBYSCORE', expiry, string.format('%.0f', now_ms), '+inf', 'WITHSCORES', 'LIMIT', cursor, chunk)
+local found = redis.call('ZRANGEBYSCORE', expiry, now_ms, '+inf', 'WITHSCORES', 'LIMIT', cursor, chunk)
 if #found == 0 then
   return {now_us, 0}
 end

@@ -14,9 +14,6 @@ local FIRST_KEY, HEAD, STRIDE = 3, 3, 3
 -- include: sweep
 -- include: grant
 
-return grant(function(i, lock)
-  if not lock then
-    return 'locked'
-  end
-  return lock.key == argument(i, 2) and 'yours' or 'taken'
+return grant(function(i)
+  return lock_of(i) and claim_on(i, argument(i, 2), '') or 'locked'
 end)

@@ -15,16 +15,15 @@ local force = ARGV[1] == 'force'
 local reply = {now_us}
 local names, removed = {}, {}
 for i = 1, count do
-  local lock_key, lock = argument(i, 2), lock_of(i)
-  local tag = claim_on(lock, lock_key, tonumber(argument(i, 3)))
-  if tag == 'yours' or force and lock then
+  local lock_key = argument(i, 2)
+  local tag, at = claim_on(i, lock_key, argument(i, 3)), #reply
+  if tag == 'yours' or force and lock_of(i) then
     tag = 'unlocked'
     names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
-    lock = false
     held[ids[i]] = false
   end
-  local at = #reply
-  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record_of(i), lock and lock.until_ms or 0
+  local lock = lock_of(i)
+  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record_of(i), lock and end_of(i) or 0
   reply[at + 4] = available(record_of(i), lock, lock_key)
 end
 

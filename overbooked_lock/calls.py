@@ -46,8 +46,7 @@ class Settings:
     scope: Literal["registered", "any"]
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One run of a script. ``parse(reply, sent_at)`` takes the monotonic time from before the request was sent."""
 
     script: scripts.Script

@@ -425,8 +425,9 @@ class LockEngine:
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
             self._idle, self._pid = deque(), os.getpid()
-        with contextlib.suppress(IndexError):
-            return self._idle.pop()
+        if self._idle:
+            with contextlib.suppress(IndexError):  # another thread was faster
+                return self._idle.pop()
         timeout = attempts.time_for_next()
         options = store.connection_options(self._pool.connection_kwargs, timeout)
         connection: AbstractConnection = self._pool.connection_class(**options)

@@ -43,7 +43,7 @@ class Keys:
         """What a script needs that deals with the locks of these slots."""
         keys = [self.locks, self.expiry]
         for slot_id in slot_ids:
-            keys += self.lock(slot_id), self.record(slot_id)
+            keys += (self.lock(slot_id), self.record(slot_id))
         return keys
 
     def of_slots(self, slot_ids: Iterable[str]) -> list[str]:

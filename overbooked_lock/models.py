@@ -5,12 +5,12 @@ Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from json.encoder import encode_basestring as _quoted
 from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
@@ -33,7 +33,7 @@ def given_date(date: datetime) -> str:
     return date.isoformat(timespec="milliseconds" if date.microsecond else "seconds")
 
 
-_json = json.JSONEncoder(ensure_ascii=False).encode
+_BOOLEAN = ("false", "true")
 
 UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
 GivenDate = Annotated[AwareDatetime, PlainSerializer(given_date, when_used="json")]
@@ -76,15 +76,16 @@ class Slot(BaseModel):
             flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
             # Pydantic parses JSON several times faster than it takes a dict, and metadata is JSON already.
             # It reads whole numbers of this size as milliseconds.
-            return cls.model_validate_json(
-                f'{{"available":{_json(available)},"resource_id":{_json(resource_id)},"capacity":{capacity},'
-                f'"created_at":{created_ms},"end_date":"{end_date}","id":{_json(slot_id)},'
-                f'"lockable":{_json(flags[1] == "L")},"locked_until":{locked_until_ms or "null"},'
+            slot: Slot = cls.__pydantic_validator__.validate_json(
+                f'{{"available":{_BOOLEAN[available]},"resource_id":{_quoted(resource_id)},"capacity":{capacity},'
+                f'"created_at":{created_ms},"end_date":"{end_date}","id":{_quoted(slot_id)},'
+                f'"lockable":{_BOOLEAN[flags[1] == "L"]},"locked_until":{locked_until_ms or "null"},'
                 f'"metadata":{metadata},"num_active_bookings":{active},'
                 f'"num_bookings":{int(active) + int(cancelled)},"num_cancelled_bookings":{cancelled},'
                 f'"start_date":"{start_date}","status":"{"active" if flags[2] == "A" else "disabled"}",'
                 f'"updated_at":{updated_ms}}}'
             )
+            return slot
         except (ValueError, IndexError) as error:
             raise StoreCorrupt(slot_id) from error
 

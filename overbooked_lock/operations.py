@@ -9,9 +9,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from overbooked_lock import arguments, calls
 from overbooked_lock.errors import (
@@ -31,8 +30,7 @@ CHUNK = 512
 _FIRST_POLL, _LONGEST_POLL = 0.01, 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """Call a script: gives one outcome for each request.
 
     Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
@@ -45,22 +43,19 @@ class Run:
     within: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
+class Pause(NamedTuple):
     """Wait."""
 
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """Ask the host for a slot and register it: gives whether the host has one."""
 
     slot_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class InBackground:
+class InBackground(NamedTuple):
     """Carry out another operation, and go on at once."""
 
     operation: Operation[None]
@@ -299,7 +294,10 @@ class Operations:
 
 
 def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
-    return next((outcome for outcome in outcomes if isinstance(outcome, OverbookedError)), None)
+    for outcome in outcomes:
+        if isinstance(outcome, OverbookedError):
+            return outcome
+    return None
 
 
 def _all(run: Run) -> Operation[Any]:

@@ -25,57 +25,54 @@ local function record_of(i)
   return values[2 * i]
 end
 
--- Fencing tokens of the slots; the field '' keeps the last one given out (no slot id is empty).
-local tokens = redis.call('HMGET', locks, '', unpack(ids))
-
--- What holds a slot, by its id and not by its place: callers may name one slot twice in a call,
--- and the later must see what the earlier did. False where nothing holds it.
+-- What holds a slot, by its id and not by its place: callers may name one slot twice in a call, and the later must
+-- see what the earlier did. False where nothing holds it.
 local held = {}
-local scores
 
 local function lock_of(i)
   local lock = held[ids[i]]
   if lock == nil then
     local key = values[2 * i - 1]
-    lock = false
-    if key then
-      scores = scores or redis.call('ZMSCORE', expiry, unpack(ids))
-      local until_ms = tonumber(scores[i])
-      if not until_ms then
-        -- Another client set this key by hand: only Redis knows its end, and there may be none.
-        local left_ms = redis.call('PTTL', lock_name(i))
-        until_ms = left_ms >= 0 and now_ms + left_ms or 253402300799999
-      end
-      lock = {key = key, until_ms = until_ms, token = tonumber(tokens[i + 1])}
-    end
+    lock = key and {key = key}
     held[ids[i]] = lock
   end
   return lock
 end
 
--- What a caller with this lock_key, and this fencing token if it gives one, has to do with a lock. A token that
--- differs names an earlier lock of the same key: that one is gone.
-local function claim_on(lock, lock_key, token)
+-- A lock's fencing token and its end are read where somebody asks, and then for all slots at once.
+local tokens, ends
+
+local function token_of(i)
+  local lock = lock_of(i)
+  if not lock.token then
+    tokens = tokens or redis.call('HMGET', locks, unpack(ids))
+    lock.token = tonumber(tokens[i])
+  end
+  return lock.token
+end
+
+local function end_of(i)
+  local lock = lock_of(i)
+  if not lock.until_ms then
+    ends = ends or redis.call('ZMSCORE', expiry, unpack(ids))
+    lock.until_ms = tonumber(ends[i])
+    if not lock.until_ms then
+      -- Another client set this key by hand: only Redis knows its end, and there may be none.
+      local left_ms = redis.call('PTTL', lock_name(i))
+      lock.until_ms = left_ms >= 0 and now_ms + left_ms or 253402300799999
+    end
+  end
+  return lock.until_ms
+end
+
+-- What a caller with this lock_key, and this fencing token if it gives one, has to do with the lock of slot i. A token
+-- that differs names an earlier lock of the same key: that one is gone.
+local function claim_on(i, lock_key, token)
+  local lock = lock_of(i)
   if not lock then
     return 'gone'
   elseif lock.key ~= lock_key then
     return 'taken'
   end
-  return (not token or token == lock.token) and 'yours' or 'gone'
-end
-
--- MGET shows a key of another type as missing. EXISTS counts it, so each key is looked at only when the counts
--- differ: a foreign key must fail its own slot, and that before anything is written.
-local function foreign_locks()
-  local names, found, foreign = {}, 0, {}
-  for i = 1, count do
-    names[i] = lock_name(i)
-    found = found + (values[2 * i - 1] and 1 or 0)
-  end
-  if redis.call('EXISTS', unpack(names)) > found then
-    for i = 1, count do
-      foreign[i] = not values[2 * i - 1] and redis.call('EXISTS', names[i]) == 1
-    end
-  end
-  return foreign
+  return (token == '' or tonumber(token) == token_of(i)) and 'yours' or 'gone'
 end

@@ -7,6 +7,6 @@ local function view(reply, i, record, lock_key)
     tag = 'corrupt'
   end
   local lock = lock_of(i)
-  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record, lock and lock.until_ms or 0
+  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record, lock and end_of(i) or 0
   reply[at + 4] = available(record, lock, lock_key)
 end
