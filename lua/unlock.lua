@@ -19,6 +19,7 @@ for i = 1, count do
   local tag, at = claim_on(i, lock_key, argument(i, 3)), #reply
   if tag == 'yours' or force and lock_of(i) then
     tag = 'unlocked'
+    token_of(i)  -- if the shared keys are not what they should be, it ends here, before anything is written
     names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
     held[ids[i]] = false
   end
@@ -28,8 +29,8 @@ for i = 1, count do
 end
 
 if #removed > 0 then
-  redis.call('DEL', unpack(names))
-  redis.call('HDEL', locks, unpack(removed))
   redis.call('ZREM', expiry, unpack(removed))
+  redis.call('HDEL', locks, unpack(removed))
+  redis.call('DEL', unpack(names))
 end
 return reply

@@ -19,10 +19,10 @@ from typing import Any, Literal, Self, TypeVar
 
 import redis.asyncio
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from overbooked_lock import arguments, store
-from overbooked_lock.calls import Call, Settings
+from overbooked_lock.calls import Call, Settings, after_lost_reply
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
 from overbooked_lock.holding import AsyncHold
@@ -399,13 +399,17 @@ class AsyncLockEngine:
             if isinstance(error, StoreUnavailable):
                 return None, 0.0
             raise
-        pause = 0.0
+        refused, pause = False, 0.0
         for group, call, reply in zip(groups, calls, replies, strict=True):
-            if isinstance(reply, RedisError):
-                pause = max(pause, self._failed(group, reply, sent=True))
+            if isinstance(reply, ResponseError):
+                refused, pause = True, max(pause, self._failed(group, reply, sent=True))
             else:
                 _hand_out(group, call, reply, sent_at)
-        return connection, pause
+        if refused:
+            # A replica, perhaps, where there was a master: the next connection looks for it.
+            await connection.disconnect(nowait=True)
+            return None, pause
+        return connection, 0.0
 
     def _failed(self, items: Sequence[_Item], error: BaseException, *, sent: bool) -> float:
         pause, again = 0.0, list[_Item]()
@@ -426,10 +430,8 @@ class AsyncLockEngine:
         try:
             await connection.connect()
             if not self._examined:
-                await connection.send_command("INFO", check_health=False)
-                with contextlib.suppress(ResponseError):  # a user may be denied INFO and yet do all else
-                    store.examine(await connection.read_response(disable_decoding=True))
-                self._examined = True
+                [info] = await _send(connection, [store.INFO])
+                self._examined = store.examine(info)
         except BaseException:
             await connection.disconnect(nowait=True)
             raise
@@ -490,10 +492,10 @@ def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) ->
         return
     at = 0
     for item in group:
-        count = len(item.step.requests)
+        own = outcomes[at : at + len(item.step.requests)]
+        at += len(own)
         if not item.future.done():
-            item.future.set_result(outcomes[at : at + count])
-        at += count
+            item.future.set_result(after_lost_reply(item.step.requests, own) if item.attempts.maybe_applied else own)
 
 
 def _fail(item: _Item, error: BaseException) -> None:
@@ -504,7 +506,7 @@ def _fail(item: _Item, error: BaseException) -> None:
 async def _exchange(connection: AbstractConnection, calls: Sequence[Call]) -> list[Any]:
     """Sends all calls at once; returns their replies, error replies among them."""
     replies = await _send(connection, [call.evalsha() for call in calls])
-    forgotten = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+    forgotten = [at for at, reply in enumerate(replies) if store.is_forgotten_script(reply)]
     if forgotten:
         again = await _send(connection, [calls[at].eval() for at in forgotten])
         for at, reply in zip(forgotten, again, strict=True):

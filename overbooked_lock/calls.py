@@ -8,7 +8,7 @@ is what lets an executor merge the requests of many callers into one call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
@@ -139,6 +139,18 @@ class Listed(NamedTuple):
     slots: list[Slot]
     matched: int
     next_cursor: int
+
+
+def after_lost_reply(requests: Sequence[Any], outcomes: Sequence[Any]) -> list[Any]:
+    """What outcomes mean if an earlier try of the same call may have been carried out: what is gone was its work."""
+    return [_own_work(request, outcome) for request, outcome in zip(requests, outcomes, strict=False)]
+
+
+def _own_work(request: Any, outcome: Any) -> Any:
+    if isinstance(outcome, Unlocked) and request.fencing_token:
+        # Without a token the key may never have held the slot.
+        return replace(outcome, released=True)
+    return True if isinstance(request, DeleteRequest) and outcome is False else outcome
 
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:

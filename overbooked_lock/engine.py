@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import threading
 import time
 from collections import deque
@@ -11,13 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
+import hiredis
 import redis
 from redis.connection import AbstractConnection
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
-from overbooked_lock import arguments, store
+from overbooked_lock import arguments, calls, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
@@ -64,7 +66,7 @@ class LockEngine:
         self._load_slot = load_slot
         self._loading: dict[str, Future[bool]] = {}
         self._mutex = threading.Lock()
-        self._idle: deque[AbstractConnection] = deque()
+        self._idle: deque[_Wire] = deque()
         self._pid = os.getpid()
         self._examined = False
         self._closing = threading.Event()
@@ -354,9 +356,10 @@ class LockEngine:
 
     def close(self) -> None:
         """Closes the connections, and stops the embedded server if this was its last user."""
+        deadline = time.monotonic() + min(1.0, self._timeout)
         for thread in list(self._background):
             # A lock of unknown outcome is perhaps being undone.
-            thread.join(min(1.0, self._timeout))
+            thread.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
         self._drop_idle()
         if self._server is not None:
@@ -398,28 +401,29 @@ class LockEngine:
         call = step.build(self._settings, step.requests)
         attempts = store.Attempts(self._timeout if step.within is None else min(self._timeout, step.within))
         while True:
-            sent = False
-            connection = None
+            wire, sent = None, False
             sent_at = time.monotonic()
             try:
-                connection = self._connection(attempts)
+                wire = self._take_wire(attempts)
                 sent = True
-                try:
-                    reply = _exchange(connection, call.evalsha(), attempts)
-                except NoScriptError:
-                    reply = _exchange(connection, call.eval(), attempts)
+                reply = wire.exchange(call.evalsha(), attempts.time_for_next())
+                if store.is_forgotten_script(reply):
+                    reply = wire.exchange(call.eval(), attempts.time_for_next())
+                if isinstance(reply, ResponseError):
+                    raise reply
             except store.FAILURES as error:
-                self._discard(connection)
-                time.sleep(attempts.failed(error, sent=sent))
+                self._discard(wire)
+                self._closing.wait(attempts.failed(error, sent=sent))
             except BaseException:
                 # Interrupted: the reply to this call must not be read as the answer to another.
-                self._discard(connection)
+                self._discard(wire)
                 raise
             else:
-                self._idle.append(connection)
-                return call.parse(reply, sent_at)
+                self._idle.append(wire)
+                outcomes = call.parse(reply, sent_at)
+                return calls.after_lost_reply(step.requests, outcomes) if attempts.maybe_applied else outcomes
 
-    def _connection(self, attempts: store.Attempts) -> AbstractConnection:
+    def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():
             raise StoreUnavailable("not_applied", "this engine is closed")
         if self._pid != os.getpid():
@@ -428,31 +432,28 @@ class LockEngine:
         if self._idle:
             with contextlib.suppress(IndexError):  # another thread was faster
                 return self._idle.pop()
-        timeout = attempts.time_for_next()
-        options = store.connection_options(self._pool.connection_kwargs, timeout)
+        options = store.connection_options(self._pool.connection_kwargs, attempts.time_for_next())
         connection: AbstractConnection = self._pool.connection_class(**options)
         try:
             connection.connect()
+            wire = _Wire(connection)
             if not self._examined:
-                connection.send_command("INFO", check_health=False)
-                with contextlib.suppress(ResponseError):  # a user may be denied INFO and yet do all else
-                    store.examine(connection.read_response(disable_decoding=True, timeout=attempts.time_for_next()))
-                self._examined = True
+                self._examined = store.examine(wire.exchange(store.INFO, attempts.time_for_next()))
         except BaseException:
             connection.disconnect()
             raise
-        return connection
+        return wire
 
-    def _discard(self, connection: AbstractConnection | None) -> None:
+    def _discard(self, wire: _Wire | None) -> None:
         """Drops a broken connection, and the idle ones with it: what broke one has mostly broken all."""
-        if connection is not None:
-            connection.disconnect()
+        if wire is not None:
+            wire.close()
         self._drop_idle()
 
     def _drop_idle(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._idle.pop().disconnect()
+                self._idle.pop().close()
 
     def _in_background(self, step: InBackground) -> None:
         def work() -> None:
@@ -490,6 +491,29 @@ class LockEngine:
         return slot is not None
 
 
-def _exchange(connection: AbstractConnection, command: bytes, attempts: store.Attempts) -> Any:
-    connection.send_packed_command([command], check_health=False)
-    return connection.read_response(disable_decoding=True, timeout=attempts.time_for_next())
+class _Wire:
+    """A connection that redis-py made. Its own read has a time limit for each packet, and none for a reply."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._socket = cast("socket.socket", connection._sock)  # noqa: SLF001 - there is no public way to it
+        self._reader = hiredis.Reader(replyError=ResponseError)
+
+    def exchange(self, command: bytes, timeout: float) -> Any:
+        """Sends a command and returns its reply within ``timeout`` seconds; an error reply is returned too.
+
+        Raises OSError, or a RedisError if what comes is no reply.
+        """
+        deadline = time.monotonic() + timeout
+        self._socket.settimeout(timeout)
+        self._socket.sendall(command)
+        while (reply := self._reader.gets()) is False:
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            data = self._socket.recv(65536)
+            if not data:
+                raise ConnectionResetError("the server closed the connection")
+            self._reader.feed(data)
+        return reply
+
+    def close(self) -> None:
+        self._connection.disconnect()

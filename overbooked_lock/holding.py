@@ -87,7 +87,9 @@ class _Holding(Generic[Event]):
     def _start(self, lock: Lock) -> None:
         self._lock = lock
         if self._max_lifetime is not None:
-            self._limit = self._store_now() + self._max_lifetime
+            # A lock that was held before has a later end than the one just asked for.
+            began = min(lock.locked_until - self._lock_for, self._store_now())
+            self._limit = began + self._max_lifetime
 
     def _store_now(self) -> datetime:
         """Redis' clock, as the last answer and our own monotonic clock tell it."""

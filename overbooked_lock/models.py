@@ -85,9 +85,9 @@ class Slot(BaseModel):
                 f'"start_date":"{start_date}","status":"{"active" if flags[2] == "A" else "disabled"}",'
                 f'"updated_at":{updated_ms}}}'
             )
-            return slot
         except (ValueError, IndexError) as error:
             raise StoreCorrupt(slot_id) from error
+        return slot
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,7 +176,9 @@ class Unlocked:
 
     Attributes:
         slot_id: The slot.
-        released: True if this call ended the lock, False if it had ended before.
+        released: True if this call ended the lock, False if it had ended before. A call that had to be sent again,
+            because a reply was lost, and then finds its lock gone, counts that as its own work (where the fencing
+            token says which lock is meant).
     """
 
     slot_id: str

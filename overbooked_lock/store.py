@@ -13,9 +13,10 @@ import re
 import time
 from typing import Any
 
+import hiredis
 import redis.exceptions
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
 from overbooked_lock.errors import InvalidArgument, StoreUnavailable
@@ -28,6 +29,7 @@ FAILURES = (RedisError, OSError)
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _SHORTEST_TRY = 0.5
+_LEAST_TRY = 0.005  # less would not reach a server and come back
 
 # The server says that it did not run the script, or that its first write was refused: our scripts read
 # everything before they write, so nothing was changed. Text is ours: the server's may quote arguments.
@@ -53,17 +55,25 @@ _FINAL = {
     "MOVED": "it is a Redis Cluster, which is not supported",
 }
 _NESTED_CODE = re.compile(r"-([A-Z]+) ")
+_PHRASES = {
+    "max number of clients": "MAXCLIENTS",
+    "ACL failure in script": "NOPERM",
+    "user executing the script can't": "NOPERM",
+}
+
+INFO = hiredis.pack_command(("INFO",))
 
 
 class Attempts:
-    """The tries of one call, from its first to its deadline."""
+    """The tries of one call, from its first to its deadline. ``maybe_applied`` once a reply is missing."""
 
-    __slots__ = ("_count", "_deadline", "_maybe_applied")
+    __slots__ = ("_count", "_deadline", "_why", "maybe_applied")
 
     def __init__(self, timeout: float) -> None:
         self._deadline = time.monotonic() + timeout
         self._count = 0
-        self._maybe_applied = False
+        self._why = ""
+        self.maybe_applied = False
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
@@ -81,32 +91,44 @@ class Attempts:
         """
         code = _code(error)
         if sent and code not in _PASSING and code not in _FINAL:
-            self._maybe_applied = True
+            self.maybe_applied = True
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._count) * random.uniform(0.5, 1)  # noqa: S311 - no secret
         self._count += 1
-        if code in _FINAL or (code and code not in _PASSING) or self.time_left() <= pause:
-            raise self.gave_up(cause(error), sent=False) from (None if code else error)
+        if code or not self._why:
+            # What the server said tells more than a last try that ran out of time.
+            self._why = _cause(error)
+        if code in _FINAL or (code and code not in _PASSING) or self.time_left() <= pause + _LEAST_TRY:
+            raise self.gave_up(self._why, sent=False) from (None if code else error)
         return pause
 
     def gave_up(self, why: str, *, sent: bool) -> StoreUnavailable:
         """The error that tells the caller what came of all tries; ``sent`` if a reply to the last one is missing."""
-        return StoreUnavailable("unknown" if sent or self._maybe_applied else "not_applied", why)
+        return StoreUnavailable("unknown" if sent or self.maybe_applied else "not_applied", why)
 
 
 def _code(error: BaseException) -> str:
     """The first word of an error reply; empty if the error is not one."""
-    code = getattr(error, "status_code", None)
+    text = str(error)
+    code: str = getattr(error, "status_code", None) or ""
     if not code and isinstance(error, ResponseError):
-        code = str(error).split(" ", 1)[0]
-    if code == "ERR" and (nested := _NESTED_CODE.search(str(error))):
-        # Redis 6.2 wraps the error of a command inside a script.
-        code = nested[1]
-    if code == "ERR" and "max number of clients" in str(error):
-        code = "MAXCLIENTS"
-    return code or ""
+        code = text.split(" ", 1)[0]
+    if isinstance(error, AuthenticationError) or isinstance(error.__cause__, AuthenticationError):
+        # On connecting, redis-py cuts off the code, and its asyncio half wraps the error.
+        code = "NOAUTH" if "required" in text else "WRONGPASS"
+    if code == "ERR":
+        # A server wraps the error of a command inside a script, or has no code for it.
+        nested = _NESTED_CODE.search(text)
+        known = (code for phrase, code in _PHRASES.items() if phrase in text)
+        code = nested[1] if nested else next(known, code)
+    return code
 
 
-def cause(error: BaseException) -> str:
+def is_forgotten_script(reply: Any) -> bool:
+    """Whether the server asks for a script's source: it forgot it, or never knew it."""
+    return isinstance(reply, ResponseError) and _code(reply) == "NOSCRIPT"
+
+
+def _cause(error: BaseException) -> str:
     """Why a try failed, in our words: a server's own may quote arguments."""
     code = _code(error)
     if code:
@@ -133,11 +155,14 @@ def connection_options(options: dict[str, Any], timeout: float) -> dict[str, Any
     return ours
 
 
-def examine(info: bytes) -> None:
+def examine(info: bytes | ResponseError) -> bool:
     """Looks at a server's INFO before the first call: an old server is refused, an evicting one warned of.
 
+    Returns whether it could be seen. Not if the server is busy; a user who may not ask has seen all there is to see.
     Raises :class:`~overbooked_lock.errors.StoreUnavailable`.
     """
+    if isinstance(info, ResponseError):
+        return _code(info) == "NOPERM"
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
     version = facts.get("redis_version", "")
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_SERVER:
@@ -151,6 +176,7 @@ def examine(info: bytes) -> None:
             " can hold one slot. Set maxmemory-policy to noeviction.",
             policy,
         )
+    return True
 
 
 def client_of(client: object, kind: type) -> Any:

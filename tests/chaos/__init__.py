@@ -1,0 +1,1 @@
+"""Faults and concurrency: what must hold while servers, networks and processes fail."""
