@@ -1,0 +1,1 @@
+"""Benchmarks: run them from the top of the tree, as in ``python -m benchmarks.quick``."""

@@ -1,0 +1,307 @@
+"""How fast is a lock and its unlock, against redis-py's own Lock? The answer comes in under a minute.
+
+Each side is measured in turn, round after round, so that what else the machine does hits both alike; what counts is
+the median of the rounds' ratios. See README.md in this folder for what is measured, and how to read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import os
+import platform
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from typing import Literal
+
+import redis
+import redis.asyncio
+import uvloop
+from redis.exceptions import ResponseError
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+import overbooked_lock
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, NewSlot
+
+CALLERS = 200
+LOCK_FOR = timedelta(seconds=30)
+WARM_UP = 0.3  # seconds, for connections, scripts and caches
+# A single caller has no crowd to start: in a round it takes that many short turns, for a steadier median.
+TURNS_OF_ONE = 5
+
+Transport = Literal["tcp", "unix"]
+Side = Callable[[float], float]
+"""Measures for this many seconds; returns the seconds that one pair took."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is compared. A target of pairs a second is a least ratio, one of time a pair is a most."""
+
+    name: str
+    unit: Literal["pairs/s", "µs/pair"]
+    target: float
+
+    def figure(self, seconds_a_pair: float) -> float:
+        return 1 / seconds_a_pair if self.unit == "pairs/s" else seconds_a_pair * 1_000_000
+
+    def meets(self, ratio: float) -> bool:
+        return ratio >= self.target if self.unit == "pairs/s" else ratio <= self.target
+
+    def target_text(self) -> str:
+        return f"{'≥' if self.unit == 'pairs/s' else '≤'} {self.target:g}"
+
+
+ASYNC_MANY = Workload(f"async, {CALLERS} callers", "pairs/s", 5.0)
+ASYNC_ONE = Workload("async, 1 caller", "µs/pair", 1.1)
+SYNC_ONE = Workload("sync, 1 thread", "µs/pair", 1.1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Medians over the rounds, in the workload's unit. ``ratio``, ours to redis-py's, is the median of the rounds'
+    own ratios; half of those lie within ``middle_half``, and all within ``range``.
+    """
+
+    workload: str
+    unit: str
+    ours: float
+    redis_py: float
+    ratio: float
+    middle_half: tuple[float, float]
+    range: tuple[float, float]
+    target: str
+    met: bool
+
+
+def compare(workload: Workload, ours: Side, theirs: Side, seconds: float, rounds: int) -> Result:
+    for side in (ours, theirs):
+        side(WARM_UP)
+    gc.collect()
+    gc.freeze()  # what stands now need not be looked through again before each turn
+    figures: dict[Side, list[float]] = {ours: [], theirs: []}
+    for number in range(rounds):
+        # In turns, for whoever comes second finds warmer caches, or a hotter machine.
+        for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
+            gc.collect()  # nobody pays for the other's garbage
+            figures[side].append(workload.figure(side(seconds)))
+    ratios = sorted(mine / other for mine, other in zip(figures[ours], figures[theirs], strict=True))
+    lower, ratio, upper = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    return Result(
+        workload.name,
+        workload.unit,
+        statistics.median(figures[ours]),
+        statistics.median(figures[theirs]),
+        ratio,
+        (lower, upper),
+        (ratios[0], ratios[-1]),
+        workload.target_text(),
+        workload.meets(ratio),
+    )
+
+
+# Ours: with keys made by the engine, and with all that a caller gets from a lock being looked at.
+
+
+def our_sync(engine: LockEngine, slot_id: str) -> Side:
+    def measure(seconds: float) -> float:
+        pairs, start = 0, time.perf_counter()
+        while (now := time.perf_counter()) < start + seconds or not pairs:
+            lock = engine.lock(slot_id, lock_for=LOCK_FOR)
+            slot = lock.slot
+            assert slot is not None
+            assert slot.available
+            assert lock.fencing_token > 0
+            engine.unlock(lock)
+            pairs += 1
+        return (now - start) / pairs
+
+    return measure
+
+
+def our_async(engine: AsyncLockEngine, slot_ids: list[str], runner: asyncio.Runner) -> Side:
+    async def call(slot_id: str, end: float) -> int:
+        pairs = 0
+        while time.perf_counter() < end or not pairs:
+            lock = await engine.lock(slot_id, lock_for=LOCK_FOR)
+            slot = lock.slot
+            assert slot is not None
+            assert slot.available
+            assert lock.fencing_token > 0
+            await engine.unlock(lock)
+            pairs += 1
+        return pairs
+
+    return _together(call, slot_ids, runner)
+
+
+# Theirs: a lock for each use, as in redis-py's documentation.
+
+
+def their_sync(client: redis.Redis, name: str) -> Side:
+    def measure(seconds: float) -> float:
+        pairs, start = 0, time.perf_counter()
+        while (now := time.perf_counter()) < start + seconds or not pairs:
+            lock = client.lock(name, timeout=LOCK_FOR.total_seconds())
+            assert lock.acquire(blocking=False)
+            lock.release()
+            pairs += 1
+        return (now - start) / pairs
+
+    return measure
+
+
+def their_async(client: redis.asyncio.Redis, names: list[str], runner: asyncio.Runner) -> Side:
+    async def call(name: str, end: float) -> int:
+        pairs = 0
+        while time.perf_counter() < end or not pairs:
+            # Threads have no part in this, and a lock without their storage is the faster one.
+            lock = client.lock(name, timeout=LOCK_FOR.total_seconds(), thread_local=False)
+            assert await lock.acquire(blocking=False)
+            await lock.release()
+            pairs += 1
+        return pairs
+
+    return _together(call, names, runner)
+
+
+def _together(
+    call: Callable[[str, float], Coroutine[None, None, int]], names: list[str], runner: asyncio.Runner
+) -> Side:
+    """One caller for each name, all at the same time."""
+
+    async def all_calls(seconds: float) -> float:
+        start = time.perf_counter()
+        pairs = await asyncio.gather(*(call(name, start + seconds) for name in names))
+        return (time.perf_counter() - start) / sum(pairs)
+
+    return lambda seconds: runner.run(all_calls(seconds))
+
+
+def run(url: str, seconds: float, rounds: int) -> Iterator[Result]:
+    ids = [f"slot-{number}" for number in range(CALLERS)]
+    names = [f"redis-py:{slot_id}" for slot_id in ids]
+    with LockEngine.from_url(url) as engine, redis.Redis.from_url(url) as client:
+        engine.create_slots(_slot(slot_id) for slot_id in ids)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            # A connection for each caller: none waits for another's.
+            async_client = redis.asyncio.Redis.from_url(url, max_connections=CALLERS)
+            async_engine = AsyncLockEngine.from_url(url)
+            ours, theirs = our_async(async_engine, ids, runner), their_async(async_client, names, runner)
+            yield compare(ASYNC_MANY, ours, theirs, seconds, rounds)
+            ours, theirs = our_async(async_engine, ids[:1], runner), their_async(async_client, names[:1], runner)
+            yield compare(ASYNC_ONE, ours, theirs, seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE)
+            runner.run(async_engine.close())
+            runner.run(async_client.aclose())
+        our_side, their_side = our_sync(engine, ids[0]), their_sync(client, names[0])
+        yield compare(SYNC_ONE, our_side, their_side, seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE)
+
+
+def _slot(slot_id: str) -> NewSlot:
+    start = datetime(2030, 6, 1, 18, tzinfo=UTC)
+    metadata = {"court": "Center", "price": {"amount": 3200, "currency": "EUR"}, "members_only": False}
+    return NewSlot(
+        id=slot_id, resource_id="court-1", start_date=start, end_date=start + timedelta(hours=1), metadata=metadata
+    )
+
+
+@contextmanager
+def private_server(transport: Transport) -> Iterator[tuple[str, dict[str, str | int | float]]]:
+    """A server of our own, that writes nothing to disk: its URL, and what is to be known of the circumstances."""
+    with (
+        tempfile.TemporaryDirectory(prefix="overbooked-bench-") as folder,
+        EmbeddedServer(folder, fsync="everysec") as server,
+        redis.Redis.from_url(server.url) as admin,
+    ):
+        admin.config_set("appendonly", "no")
+        url = server.url if transport == "unix" else f"redis://127.0.0.1:{_listen(admin)}"
+        info = admin.info("server")
+        yield (
+            url,
+            {
+                "overbooked-lock": overbooked_lock.__version__,
+                "python": platform.python_version(),
+                "redis-py": version("redis"),
+                "hiredis": version("hiredis"),
+                "uvloop": version("uvloop"),
+                "server": f"{'valkey' if 'valkey_version' in info else 'redis'} {server.version}",
+                "cores": os.cpu_count() or 0,
+                "transport": "TCP over loopback" if transport == "tcp" else "Unix socket",
+            },
+        )
+
+
+def _listen(admin: redis.Redis) -> int:
+    """Lets the server, which has a Unix socket alone, listen on this machine's loopback too; returns the port."""
+    try:
+        admin.config_set("bind", "127.0.0.1")
+        for _ in range(10):
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port: int = free.getsockname()[1]
+            try:
+                admin.config_set("port", port)
+            except ResponseError as error:
+                if "listen" not in str(error):  # else somebody took the port in between
+                    raise
+            else:
+                return port
+    except ResponseError as error:
+        raise SystemExit(f"this server can't be told to listen ({error}): use --transport unix") from error
+    raise SystemExit("no free port was found: use --transport unix")
+
+
+def show(results: list[Result], circumstances: dict[str, str | int | float]) -> None:
+    table = Table(box=SIMPLE, pad_edge=False)
+    for heading in ("lock + unlock", "ours", "redis-py", "unit", "ratio", "middle half", "target", ""):
+        of_numbers = heading in ("ours", "redis-py", "ratio", "middle half", "target")
+        table.add_column(heading, justify="right" if of_numbers else "left", no_wrap=True)
+    for result in results:
+        lower, upper = result.middle_half
+        table.add_row(
+            result.workload,
+            f"{result.ours:,.0f}",
+            f"{result.redis_py:,.0f}",
+            result.unit,
+            f"{result.ratio:.2f}",
+            f"{lower:.2f}-{upper:.2f}",
+            result.target,
+            "ok" if result.met else "missed",
+        )
+    Console(highlight=False, width=100).print(table)
+    print(", ".join(f"{name} {value}" for name, value in circumstances.items()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quick", description="Compare with redis-py's own Lock.")
+    parser.add_argument("--seconds", type=float, default=0.25, help="per measurement (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=21, help="measurements of each side (default: %(default)s)")
+    parser.add_argument("--transport", choices=["tcp", "unix"], default="tcp", help="default: %(default)s")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of the table")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 if a target is missed")
+    options = parser.parse_args(argv)
+    if options.seconds <= 0 or options.rounds < 1:
+        parser.error("--seconds must be above 0, and --rounds 1 or more")
+    with private_server(options.transport) as (url, circumstances):
+        results = list(run(url, options.seconds, options.rounds))
+    circumstances |= {"seconds": options.seconds, "rounds": options.rounds}
+    if options.json:
+        print(json.dumps({"results": [asdict(result) for result in results], "circumstances": circumstances}, indent=2))
+    else:
+        show(results, circumstances)
+    return int(options.check and not all(result.met for result in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
