@@ -8,12 +8,8 @@
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 -- Tags: locked, yours, taken, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
 local FIRST_KEY, HEAD, STRIDE = 3, 3, 3
+local MAKES = true
 -- include: clock
 -- include: locks
 -- include: availability
--- include: sweep
 -- include: grant
-
-return grant(function(i)
-  return lock_of(i) and claim_on(i, argument(i, 2), '') or 'locked'
-end)

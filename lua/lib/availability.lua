@@ -13,12 +13,6 @@ local function unbookable(record)
   return nil, lockable
 end
 
--- Why nobody can lock this slot; nil if somebody can.
-local function unlockable(record)
-  local why, lockable = unbookable(record)
-  return lockable == 'N' and 'not_lockable' or why
-end
-
 -- Would a booking by the one who gives this lock_key succeed now? 1 or 0, as the payload's `available`.
 local function available(record, lock, lock_key)
   local open = record and not unbookable(record) and (not lock or lock.key == lock_key)

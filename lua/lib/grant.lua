@@ -1,90 +1,100 @@
--- What `lock` and `extend` share: for every slot it is decided first, then all is written. `claim(i)` says what the
--- caller's claim on slot i is: 'locked' makes a lock, 'yours' prolongs it, and any other tag refuses.
+-- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
+-- that nothing holds gets a new lock. Straight on, without functions of its own: this is the hot path.
 local max_lock_ms, scope, mode = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local last_token = tonumber(redis.call('HGET', locks, '')) or 0
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
 -- anything is written; each is looked at only when the counts differ.
 local seen = 0
 for at = 1, 2 * count do
-  seen = seen + (values[at] and 1 or 0)
+  seen = values[at] and seen + 1 or seen
 end
 local some_foreign = redis.call('EXISTS', unpack(KEYS, FIRST_KEY)) > seen
 
-local function is_foreign(i)
-  return not values[2 * i - 1] and redis.call('EXISTS', lock_name(i)) == 1
-    or not values[2 * i] and redis.call('EXISTS', record_name(i)) == 1
-end
+local reply, refused = {now_us}, false
+local granted, prolonged, fields, dates = {}, {}, {'', 0}, {}
+for i = 1, count do
+  local argument = HEAD + (i - 1) * STRIDE
+  local lock_key, given, token = ARGV[argument + 2], ARGV[argument + 3], STRIDE > 3 and ARGV[argument + 4] or ''
+  local record, lock, tag, lockable = record_of(i), lock_of(i), nil, nil
 
-local function decide(claim, i, until_ms)
-  local record = record_of(i)
+  -- A date in ms, or with a plus sign a duration in ms that is counted from now.
+  local until_ms = tonumber(given)
+  if string.byte(given) == 43 then
+    until_ms = now_ms + until_ms
+  end
+
   if until_ms <= now_ms then
-    return 'past'
+    tag = 'past'
   elseif until_ms - now_ms > max_lock_ms then
-    return 'too_long'
+    tag = 'too_long'
   elseif some_foreign and is_foreign(i) then
-    return 'corrupt'
+    tag = 'corrupt'
   elseif record then
-    return unlockable(record) or claim(i)
+    tag, lockable = unbookable(record)
+    tag = lockable == 'N' and 'not_lockable' or tag
+  elseif scope == 'registered' then
+    tag = 'not_found'
   end
-  return scope == 'registered' and 'not_found' or claim(i)
-end
-
-local function grant(claim)
-  local last_token = tonumber(redis.call('HGET', locks, '')) or 0
-  local reply, granted, prolonged, refused = {now_us}, {}, {}, false
-  for i = 1, count do
-    -- A date in ms, or with a plus sign a duration in ms that is counted from now.
-    local given = argument(i, 3)
-    local until_ms = tonumber(given) + (string.byte(given) == 43 and now_ms or 0)
-    local tag, at = decide(claim, i, until_ms), #reply
-    if tag == 'locked' or tag == 'yours' then
-      if tag == 'locked' then
-        held[ids[i]] = {key = argument(i, 2), until_ms = until_ms}
-        granted[#granted + 1] = i
-      else
-        prolonged[#prolonged + 1] = i
-      end
-      local lock = lock_of(i)
-      if tag == 'locked' or not token_of(i) then
-        -- Above the clock too: a store that lost its data must not hand out old tokens again.
-        last_token = math.max(last_token + 1, now_us)
-        lock.token = last_token
-      end
-      lock.until_ms = math.max(end_of(i), until_ms)
-      reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record_of(i), lock.until_ms, lock.token
+  if not tag then
+    if not lock then
+      tag = MAKES and 'locked' or 'gone'
     else
-      refused = true
-      reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, false, tag == 'taken' and end_of(i) or 0, 0
+      tag = claim_on(i, lock_key, token)
     end
   end
 
-  if refused and mode == 'all' then
-    for at = 2, #reply, 4 do
-      if reply[at] == 'locked' or reply[at] == 'yours' then
-        reply[at], reply[at + 1], reply[at + 2], reply[at + 3] = 'withheld', false, 0, 0
-      end
+  local at = #reply
+  if tag == 'locked' or tag == 'yours' then
+    if tag == 'locked' then
+      lock = {key = lock_key, until_ms = until_ms}
+      held[ids[i]] = lock
+      granted[#granted + 1] = i
+    else
+      prolonged[#prolonged + 1] = i
     end
-    return reply
-  elseif #granted + #prolonged == 0 then
-    return reply
-  end
-
-  sweep(2 * count)
-  -- redis.call writes a number in full; only tostring and .. would round a token.
-  local fields, dates = {'', last_token}, {}
-  local function note(i)
-    local lock = held[ids[i]]
+    if tag == 'locked' or not token_of(i) then
+      -- Above the clock too: a store that lost its data must not hand out old tokens again.
+      last_token = math.max(last_token + 1, now_us)
+      lock.token = last_token
+    end
+    lock.until_ms = math.max(end_of(i), until_ms)
     fields[#fields + 1], fields[#fields + 2] = ids[i], lock.token
     dates[#dates + 1], dates[#dates + 2] = lock.until_ms, ids[i]
-    return lock.until_ms
+    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record, lock.until_ms, lock.token
+  else
+    refused = true
+    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, false, tag == 'taken' and end_of(i) or 0, 0
   end
-  for _, i in ipairs(granted) do
-    redis.call('SET', lock_name(i), argument(i, 2), 'NX', 'PXAT', note(i))
+end
+
+if refused and mode == 'all' then
+  for at = 2, #reply, 4 do
+    if reply[at] == 'locked' or reply[at] == 'yours' then
+      reply[at], reply[at + 1], reply[at + 2], reply[at + 3] = 'withheld', false, 0, 0
+    end
   end
-  for _, i in ipairs(prolonged) do
-    redis.call('PEXPIREAT', lock_name(i), note(i))
-  end
-  redis.call('HSET', locks, unpack(fields))
-  redis.call('ZADD', expiry, unpack(dates))
+  return reply
+elseif #dates == 0 then
   return reply
 end
+
+-- Forget locks that ended by their date. Each call that adds n locks sweeps up to 2n, so what is left behind
+-- can't pile up, with no process in the background. Nothing waits for it: a lock is live as long as its key is.
+local lapsed = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'LIMIT', 0, 2 * count)
+if #lapsed > 0 then
+  redis.call('ZREM', expiry, unpack(lapsed))
+  redis.call('HDEL', locks, unpack(lapsed))
+end
+
+-- redis.call writes a number in full; only tostring and .. would round a token.
+for _, i in ipairs(granted) do
+  redis.call('SET', lock_name(i), held[ids[i]].key, 'NX', 'PXAT', held[ids[i]].until_ms)
+end
+for _, i in ipairs(prolonged) do
+  redis.call('PEXPIREAT', lock_name(i), held[ids[i]].until_ms)
+end
+fields[2] = last_token
+redis.call('HSET', locks, unpack(fields))
+redis.call('ZADD', expiry, unpack(dates))
+return reply

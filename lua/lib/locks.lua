@@ -25,6 +25,11 @@ local function record_of(i)
   return values[2 * i]
 end
 
+local function is_foreign(i)
+  return not values[2 * i - 1] and redis.call('EXISTS', lock_name(i)) == 1
+    or not values[2 * i] and redis.call('EXISTS', record_name(i)) == 1
+end
+
 -- What holds a slot, by its id and not by its place: callers may name one slot twice in a call, and the later must
 -- see what the earlier did. False where nothing holds it.
 local held = {}
