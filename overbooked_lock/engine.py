@@ -425,7 +425,7 @@ class LockEngine:
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():
-            raise StoreUnavailable("not_applied", "this engine is closed")
+            raise attempts.gave_up("this engine is closed", sent=False)
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
             self._idle, self._pid = deque(), os.getpid()

@@ -28,7 +28,7 @@ from overbooked_lock.keys import Keys
 from .proxy import ALWAYS, Proxy, runs
 from .tools import MINUTE, Connect, ends_within, milliseconds, stopped, until
 
-TIMEOUT = 0.5
+TIMEOUT = 0.35
 """The engines' timeout where it is to run out, in seconds."""
 
 NewSlots = Callable[..., NewSlot]

@@ -164,7 +164,7 @@ def test_a_replica_that_stays_one_changes_nothing(
     connect: Connect, own_server: EmbeddedServer, operator: redis.Redis
 ) -> None:
     """Reads are answered, writes fail with the reason."""
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     lock = engine.lock("a", lock_for=MINUTE)
     operator.replicaof("127.0.0.1", "1")
     before = contents(own_server.url)
@@ -184,7 +184,7 @@ def test_a_replica_without_its_master_may_refuse_even_reads(
     connect: Connect, own_server: EmbeddedServer, operator: redis.Redis
 ) -> None:
     """A replica that serves no stale data says so, and the caller is told."""
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     lock = engine.lock("a", lock_for=MINUTE)
     operator.config_set("replica-serve-stale-data", "no")
     operator.replicaof("127.0.0.1", "1")
@@ -199,7 +199,7 @@ def test_a_master_without_enough_replicas_grants_nothing(
     connect: Connect, own_server: EmbeddedServer, operator: redis.Redis
 ) -> None:
     """``min-replicas-to-write``: a lock that might be lost is not given out, and the caller is told why."""
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     lock = engine.lock("a", lock_for=MINUTE)
     operator.config_set("min-replicas-to-write", 1)
     before = contents(own_server.url)
@@ -231,7 +231,7 @@ def test_out_of_memory_refuses_locks_and_changes_nothing(
     connect: Connect, own_server: EmbeddedServer, operator: redis.Redis, new_slot: NewSlots
 ) -> None:
     """A lock fails clean when the server is full, and so does a new slot."""
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     engine.lock("a", lock_for=MINUTE)
     before = contents(own_server.url)
     operator.config_set("maxmemory", 1)
@@ -304,9 +304,9 @@ def test_a_busy_server_is_waited_for(connect: Connect, own_server: EmbeddedServe
 
 def test_a_server_that_stays_busy_ends_the_call(connect: Connect, own_server: EmbeddedServer) -> None:
     """At the timeout the caller learns the reason, and that nothing was changed."""
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     engine.lock("warm up", lock_for=MINUTE)
-    with busy(own_server.url), ends_within(0.3), pytest.raises(StoreUnavailable, match="busy with another") as error:
+    with busy(own_server.url), ends_within(0.2), pytest.raises(StoreUnavailable, match="busy with another") as error:
         engine.lock("a", lock_for=MINUTE)
     assert error.value.outcome == "not_applied"
 
@@ -498,8 +498,8 @@ def test_a_server_without_room_for_a_client_is_waited_for(
     """The call is not made, says so at its timeout, and works when somebody has left."""
     operator.ping()
     operator.config_set("maxclients", 1)
-    engine = connect(own_server.url, timeout=milliseconds(300))
-    with ends_within(0.3), pytest.raises(StoreUnavailable) as error:
+    engine = connect(own_server.url, timeout=milliseconds(200))
+    with ends_within(0.2), pytest.raises(StoreUnavailable) as error:
         engine.lock("a", lock_for=MINUTE)
     assert error.value.outcome == "not_applied"
     operator.config_set("maxclients", 100)
@@ -533,8 +533,8 @@ def test_a_host_that_never_answers_a_connect_ends_by_the_timeout(connect: Connec
             waiting.setblocking(False)
             waiting.connect_ex(listener.getsockname())
         host, port = listener.getsockname()
-        engine = connect(f"redis://{host}:{port}", timeout=milliseconds(400))
-        with ends_within(0.4), pytest.raises(StoreUnavailable, match="did not answer in time") as error:
+        engine = connect(f"redis://{host}:{port}", timeout=milliseconds(200))
+        with ends_within(0.2), pytest.raises(StoreUnavailable, match="did not answer in time") as error:
             engine.lock("a", lock_for=MINUTE)
     assert error.value.outcome == "not_applied"
 
@@ -598,7 +598,7 @@ def test_a_server_that_was_busy_at_first_is_examined_later(
 ) -> None:
     """The first connect met a busy server, which tells nothing: the warning comes when it can be known."""
     operator.config_set("maxmemory-policy", "allkeys-lru")
-    engine = connect(own_server.url, timeout=milliseconds(300))
+    engine = connect(own_server.url, timeout=milliseconds(200))
     with busy(own_server.url), pytest.raises(StoreUnavailable):
         engine.lock("a", lock_for=MINUTE)
     engine.lock("a", lock_for=MINUTE)

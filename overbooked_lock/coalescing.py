@@ -1,0 +1,324 @@
+"""The executor of the async engine: merges what the callers of one event loop ask for into few calls for many slots.
+
+Steps wait in a queue. Up to ``_IN_FLIGHT`` batches of them are under way, each on a connection of its own: requests
+that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a step
+that comes while a connection is free is sent at once, and steps gather only while all are busy.
+
+redis-py connects: TLS, passwords and Sentinel are its business. From then on the connection's transport belongs to
+:class:`_Wire`, a protocol without streams and tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, ConnectionPool
+from redis.exceptions import ResponseError
+
+from overbooked_lock import store
+from overbooked_lock.calls import Call, Settings, after_lost_reply
+from overbooked_lock.errors import StoreUnavailable
+from overbooked_lock.operations import Run
+
+_IN_FLIGHT = 2
+"""While the server works on one batch, we pack and parse another; more would only make smaller batches."""
+
+_MAX_BATCH = 128
+"""Slots in a batch: beyond it the gain per slot is gone, and the server is held longer."""
+
+_CLOSED = "this engine is closed"
+_TOO_LATE = "its turn did not come in time"
+
+
+class _Item:
+    """A step in the queue, and the future its caller awaits."""
+
+    __slots__ = ("attempts", "future", "step")
+
+    def __init__(self, step: Run, attempts: store.Attempts, future: asyncio.Future[Any]) -> None:
+        self.step = step
+        self.attempts = attempts
+        self.future = future
+
+    def fail(self, error: BaseException) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class Coalescer:
+    """Carries out steps on the connections that a pool describes. ``timeout`` is each step's deadline in seconds."""
+
+    def __init__(self, pool: ConnectionPool, settings: Settings, timeout: float) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._timeout = timeout
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._queue: deque[_Item] = deque()
+        self._flush_is_due = False
+        self._in_flight = 0
+        self._idle: list[_Wire] = []
+        self._wires: set[_Wire] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._examined = False
+        self._closed = False
+
+    def enqueue(self, step: Run) -> asyncio.Future[Any]:
+        """Takes a step; the future gives one outcome for each of its requests, or StoreUnavailable.
+
+        Raises StoreUnavailable if it is closed, RuntimeError on another event loop than that of the first call.
+        """
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            if self._loop is not None:
+                raise RuntimeError("an AsyncLockEngine belongs to the event loop of its first call")
+            self._loop = loop
+        if self._closed:
+            raise StoreUnavailable("not_applied", _CLOSED)
+        item = _Item(step, store.Attempts(self._timeout), loop.create_future())
+        self._queue.append(item)
+        if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
+            # At the end of this turn of the loop: what other callers ask for in it goes along.
+            self._flush_is_due = True
+            loop.call_soon(self._flush)
+        return item.future
+
+    async def close(self) -> None:
+        """Closes the connections; what was under way or in the queue ends as StoreUnavailable."""
+        self._closed = True
+        for task in self._connecting:
+            task.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
+        for wire in list(self._wires):
+            wire.close()
+        while self._wires:  # noqa: ASYNC110 - each tells of its end in one of the loop's next turns
+            await asyncio.sleep(0)
+        for item in self._queue:
+            item.fail(item.attempts.gave_up(_CLOSED, sent=False))
+
+    def _flush(self) -> None:
+        self._flush_is_due = False
+        while self._queue and self._in_flight < _IN_FLIGHT and not self._closed:
+            batch = self._take()
+            if not batch:
+                return
+            self._in_flight += 1
+            if self._idle:
+                self._send(self._idle.pop(), batch)
+            else:
+                task = asyncio.get_running_loop().create_task(self._connect_and_send(batch))
+                self._connecting.add(task)
+                task.add_done_callback(self._connecting.discard)
+
+    def _take(self) -> list[_Item]:
+        """The next items, of about as many slots as a batch should have."""
+        batch: list[_Item] = []
+        slots = 0
+        while self._queue and slots < _MAX_BATCH:
+            item = self._queue.popleft()
+            if item.future.done():
+                continue
+            if item.attempts.time_left() <= 0:
+                item.fail(item.attempts.gave_up(_TOO_LATE, sent=False))
+                continue
+            batch.append(item)
+            slots += len(item.step.requests)
+        return batch
+
+    async def _connect_and_send(self, batch: list[_Item]) -> None:
+        try:
+            async with asyncio.timeout(_time_for(batch)):
+                wire = await self._connect()
+        except store.FAILURES as error:
+            self._try_again(batch, error, sent=False)
+        except StoreUnavailable as unusable:
+            for item in batch:
+                item.fail(unusable)
+            self._release()
+        except BaseException:
+            for item in batch:
+                item.fail(item.attempts.gave_up(_CLOSED, sent=False))
+            raise
+        else:
+            self._send(wire, batch)
+
+    async def _connect(self) -> _Wire:
+        options = store.connection_options(self._pool.connection_kwargs, self._timeout)
+        # The whole attempt has a time limit; a second one inside would only cost time.
+        options["socket_timeout"] = None
+        connection: AbstractConnection = self._pool.connection_class(**options)
+        try:
+            await connection.connect()
+            wire = _Wire(connection, self._wires)
+            if not self._examined:
+                answer = asyncio.get_running_loop().create_future()
+                wire.exchange([store.INFO], self._timeout, answer.set_result)
+                [info] = _checked(await answer)
+                self._examined = store.examine(info)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return wire
+
+    def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
+        groups: dict[object, list[_Item]] = {}
+        for item in batch:
+            groups.setdefault(item if item.step.alone else item.step.build, []).append(item)
+        calls = [_build(self._settings, group) for group in groups.values()]
+        answered = partial(self._answered, wire, list(groups.values()), calls, time.monotonic())
+        wire.exchange([call.evalsha() for call in calls], _time_for(batch), answered)
+
+    def _answered(
+        self,
+        wire: _Wire,
+        groups: Sequence[list[_Item]],
+        calls: Sequence[Call],
+        sent_at: float,
+        replies: list[Any] | OSError,
+        *,
+        in_full: bool = False,
+    ) -> None:
+        if isinstance(replies, OSError):
+            while self._idle:  # what broke one connection has mostly broken all
+                self._idle.pop().close()
+            self._try_again([item for group in groups for item in group], replies, sent=True)
+            return
+        forgotten: list[tuple[list[_Item], Call]] = []
+        refused: list[_Item] = []
+        refusal: ResponseError | None = None
+        for group, call, reply in zip(groups, calls, replies, strict=True):
+            if store.is_forgotten_script(reply) and not in_full:
+                forgotten.append((group, call))
+            elif isinstance(reply, ResponseError):
+                refused, refusal = refused + group, reply
+            else:
+                _hand_out(group, call, reply, sent_at)
+        if forgotten:
+            groups, calls = [group for group, _ in forgotten], [call for _, call in forgotten]
+            self._queue.extendleft(refused)
+            again = partial(self._answered, wire, groups, calls, sent_at, in_full=True)
+            wire.exchange([call.eval() for call in calls], min(map(_time_for, groups)), again)
+        elif refusal is not None:
+            # A replica, perhaps, where there was a master: the next connection looks for it.
+            wire.close()
+            self._try_again(refused, refusal, sent=True)
+        else:
+            self._idle.append(wire)
+            self._release()
+
+    def _try_again(self, items: Sequence[_Item], error: Exception, *, sent: bool) -> None:
+        """What failed goes back into the queue, and its place in flight is free after a pause."""
+        pause = 0.0
+        for item in reversed(items):
+            try:
+                pause = max(pause, item.attempts.failed(error, sent=sent))
+                self._queue.appendleft(item)
+            except StoreUnavailable as unavailable:
+                item.fail(unavailable)
+        asyncio.get_running_loop().call_later(pause, self._release)
+
+    def _release(self) -> None:
+        self._in_flight -= 1
+        self._flush()
+
+
+class _Wire(asyncio.Protocol):
+    """A connection: sends commands, and calls back with their replies in order, error replies among them."""
+
+    def __init__(self, connection: AbstractConnection, open_wires: set[_Wire]) -> None:
+        # There is no public way to the transport of a connection.
+        self._transport = cast("asyncio.Transport", connection._writer.transport)  # type: ignore[union-attr]  # connected  # noqa: SLF001
+        self._connection = connection
+        self._open_wires = open_wires
+        self._reader = hiredis.Reader(replyError=ResponseError)
+        self._expected = 0
+        self._replies: list[Any] = []
+        self._answered: Callable[[list[Any] | OSError], None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._error: OSError = ConnectionResetError("the server closed the connection")
+        self._transport.set_protocol(self)
+        open_wires.add(self)
+
+    def exchange(
+        self, commands: Sequence[bytes], timeout: float, answered: Callable[[list[Any] | OSError], None]
+    ) -> None:
+        """Sends commands; ``answered`` gets their replies, or why there are none within ``timeout`` seconds."""
+        self._expected, self._replies, self._answered = len(commands), [], answered
+        self._timer = asyncio.get_running_loop().call_later(timeout, self._break, TimeoutError())
+        if self._transport.is_closing():
+            # It broke while it was idle, and connection_lost has been: nobody else would tell.
+            asyncio.get_running_loop().call_soon(self.connection_lost, None)
+        else:
+            self._transport.write(b"".join(commands))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not False:
+                self._replies.append(reply)
+        except hiredis.HiredisError as error:
+            self._break(ConnectionResetError(f"the server sent what is no reply: {error}"))
+            return
+        if self._answered is None:
+            self._break(ConnectionResetError("the server sent what nobody asked for"))
+        elif len(self._replies) >= self._expected:
+            # Nothing of this exchange may live on into the next, or the collector has it to walk through.
+            answered, replies, self._answered, self._replies = self._answered, self._replies, None, []
+            self._stop_timer()
+            answered(replies)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        # Else redis-py warns of a connection that was forgotten; its public way waits for streams that are not in use.
+        self._connection._close()  # noqa: SLF001
+        self._open_wires.discard(self)
+        self._stop_timer()
+        if self._answered is not None:
+            answered, self._answered = self._answered, None
+            answered(error if isinstance(error, OSError) else self._error)
+
+    def close(self) -> None:
+        self._break(ConnectionAbortedError(_CLOSED))
+
+    def _break(self, why: OSError) -> None:
+        self._error = why
+        self._transport.abort()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+
+def _time_for(batch: Sequence[_Item]) -> float:
+    """Seconds that an attempt may take: no longer than its most pressing item allows."""
+    return min(item.attempts.time_for_next() for item in batch)
+
+
+def _build(settings: Settings, group: Sequence[_Item]) -> Call:
+    return group[0].step.build(settings, [request for item in group for request in item.step.requests])
+
+
+def _checked(replies: list[Any] | OSError) -> list[Any]:
+    if isinstance(replies, OSError):
+        raise replies
+    return replies
+
+
+def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) -> None:
+    try:
+        outcomes = call.parse(reply, sent_at)
+    except Exception as error:  # noqa: BLE001 - a reply that we can't read must leave no caller waiting
+        for item in group:
+            item.fail(error)
+        return
+    at = 0
+    for item in group:
+        own = outcomes[at : at + len(item.step.requests)]
+        at += len(own)
+        if not item.future.done():
+            item.future.set_result(after_lost_reply(item.step.requests, own) if item.attempts.maybe_applied else own)
