@@ -61,7 +61,7 @@ def lock_key(value: object) -> str:
 
 def new_lock_key() -> str:
     """A random lock_key of 128 bits."""
-    return secrets.token_urlsafe(16)
+    return secrets.token_hex(16)
 
 
 def fencing_token(value: object) -> str:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any, cast
 
 import hiredis
@@ -118,12 +119,12 @@ class Coalescer:
     def _take(self) -> list[_Item]:
         """The next items, of about as many slots as a batch should have."""
         batch: list[_Item] = []
-        slots = 0
+        slots, now = 0, time.monotonic()
         while self._queue and slots < _MAX_BATCH:
             item = self._queue.popleft()
             if item.future.done():
                 continue
-            if item.attempts.time_left() <= 0:
+            if item.attempts.deadline <= now:
                 item.fail(item.attempts.gave_up(_TOO_LATE, sent=False))
                 continue
             batch.append(item)
@@ -294,9 +295,12 @@ class _Wire(asyncio.Protocol):
             self._timer = None
 
 
+_deadline = attrgetter("attempts.deadline")
+
+
 def _time_for(batch: Sequence[_Item]) -> float:
     """Seconds that an attempt may take: no longer than its most pressing item allows."""
-    return min(item.attempts.time_for_next() for item in batch)
+    return min(batch, key=_deadline).attempts.time_for_next()
 
 
 def _build(settings: Settings, group: Sequence[_Item]) -> Call:

@@ -26,7 +26,7 @@ from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked
-from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run, Step
+from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run
 
 T = TypeVar("T")
 
@@ -378,7 +378,7 @@ class LockEngine:
             step = next(operation)
             while True:
                 try:
-                    result = self._perform(step)
+                    result = self._run(step) if isinstance(step, Run) else self._perform(step)
                 except BaseException as error:  # noqa: BLE001 - it goes into the operation, which raises it
                     step = operation.throw(error)
                 else:
@@ -386,9 +386,7 @@ class LockEngine:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
 
-    def _perform(self, step: Step) -> Any:
-        if isinstance(step, Run):
-            return self._run(step)
+    def _perform(self, step: Pause | Load | InBackground) -> Any:
         if isinstance(step, Pause):
             if self._closing.wait(step.seconds):
                 raise StoreUnavailable("not_applied", "this engine is closed")
@@ -507,12 +505,16 @@ class _Wire:
         deadline = time.monotonic() + timeout
         self._socket.settimeout(timeout)
         self._socket.sendall(command)
-        while (reply := self._reader.gets()) is False:
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+        while True:
             data = self._socket.recv(65536)
             if not data:
                 raise ConnectionResetError("the server closed the connection")
             self._reader.feed(data)
+            reply = self._reader.gets()
+            if reply is not False:
+                break
+            # The time limit is for the whole reply, and not for each of its packets.
+            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
         return reply
 
     def close(self) -> None:

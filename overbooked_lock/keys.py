@@ -42,8 +42,9 @@ class Keys:
     def of_locks(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that deals with the locks of these slots."""
         keys = [self.locks, self.expiry]
+        prefix, lock, record = self.slot_prefix, self.lock_suffix, self.record_suffix
         for slot_id in slot_ids:
-            keys += (self.lock(slot_id), self.record(slot_id))
+            keys += (prefix + slot_id + lock, prefix + slot_id + record)
         return keys
 
     def of_slots(self, slot_ids: Iterable[str]) -> list[str]:

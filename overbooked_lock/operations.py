@@ -111,7 +111,8 @@ class Operations:
 
     def _acquire(self, run: Run, wait: timedelta | None) -> Operation[list[Lock]]:
         give_up_at = time.monotonic() + (0.0 if wait is None else arguments.seconds(wait, "wait"))
-        poll, loaded = _FIRST_POLL, set[str]()
+        poll = _FIRST_POLL
+        loaded: set[str] = set()
         while True:
             try:
                 outcomes = yield run

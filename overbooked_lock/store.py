@@ -65,19 +65,22 @@ INFO = hiredis.pack_command(("INFO",))
 
 
 class Attempts:
-    """The tries of one call, from its first to its deadline. ``maybe_applied`` once a reply is missing."""
+    """The tries of one call, from its first to its deadline by the monotonic clock.
 
-    __slots__ = ("_count", "_deadline", "_why", "maybe_applied")
+    ``maybe_applied`` once a reply is missing.
+    """
+
+    __slots__ = ("_count", "_why", "deadline", "maybe_applied")
 
     def __init__(self, timeout: float) -> None:
-        self._deadline = time.monotonic() + timeout
+        self.deadline = time.monotonic() + timeout
         self._count = 0
         self._why = ""
         self.maybe_applied = False
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
-        return self._deadline - time.monotonic()
+        return self.deadline - time.monotonic()
 
     def time_for_next(self) -> float:
         """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
