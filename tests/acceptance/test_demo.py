@@ -17,10 +17,18 @@ PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
 SMALL = ("--contenders", "40", "--slots", "4", "--processes", "2")
 
 BROKEN_ENGINE = """
-import uuid
-from overbooked_lock.keys import Keys
-whole = Keys.lock
-Keys.lock = lambda self, slot_id: f"{whole(self, slot_id)}{uuid.uuid4()}"  # no two locks meet
+from overbooked_lock import AsyncLockEngine, LockEngine
+lock, lock_async = LockEngine.lock, AsyncLockEngine.lock
+
+def steal(self, slot_id, **options):
+    self.force_unlock(slot_id)
+    return lock(self, slot_id, **options)
+
+async def steal_async(self, slot_id, **options):
+    await self.force_unlock(slot_id)
+    return await lock_async(self, slot_id, **options)
+
+LockEngine.lock, AsyncLockEngine.lock = steal, steal_async
 """
 
 
@@ -64,7 +72,7 @@ def test_figures_come_as_json(lock_server: EmbeddedServer, lock_namespace: str) 
 
 
 def test_it_finds_the_double_locks_of_a_broken_engine(tmp_path: Path) -> None:
-    """An engine that grants each lock is found out, in each process of the race."""
+    """An engine that takes slots from their holders is found out."""
     (tmp_path / "sitecustomize.py").write_text(BROKEN_ENGINE)
     done = demo("--seconds", "0.5", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1, done.stderr

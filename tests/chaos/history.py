@@ -14,7 +14,7 @@ import json
 import math
 import threading
 import time
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -101,20 +101,22 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._offset = 0
-        self._calls: dict[int, Operation] = {}
+        self._operations: list[Operation] = []
 
-    def read(self) -> list[Operation]:
-        """All operations so far, in the order in which they were called."""
+    def read(self, since: float = 0.0) -> list[Operation]:
+        """The operations that were called since some time, in their order."""
         with self._path.open("rb") as file:
             file.seek(self._offset)
-            whole, _, _ = file.read().rpartition(b"\n")
-        self._offset += len(whole) + 1 if whole else 0
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._offset += len(whole + end)
         for line in whole.splitlines():
             facts = json.loads(line)
             call = facts.pop("call")
-            known = self._calls.get(call)
-            self._calls[call] = replace(known, **facts) if known else Operation(**facts)
-        return list(self._calls.values())
+            if call > len(self._operations):
+                self._operations.append(Operation(**facts))
+            else:
+                self._operations[call - 1] = replace(self._operations[call - 1], **facts)
+        return self._operations[bisect_left(self._operations, since, key=lambda one: one.called) :]
 
 
 @dataclass(frozen=True)
