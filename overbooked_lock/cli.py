@@ -349,8 +349,9 @@ def _hold(
 ) -> int:
     """Run a command while holding a slot, and exit as it does.
 
-    The lock is renewed while the command runs. If it is lost all the same, the command is ended: exit code 6. There is
-    127 for a command that is not found, and 126 for one that can't be run.
+    The lock is renewed while the command runs. If it is lost all the same, the command is ended: exit code 6.
+
+    A command that is not found ends in 127, one that can't be run in 126.
 
     overbooked-lock hold nightly-report --for 1m -- ./report.sh
     """
