@@ -496,6 +496,7 @@ class _Wire:
         self._connection = connection
         self._socket = cast("socket.socket", connection._sock)  # noqa: SLF001 - there is no public way to it
         self._reader = hiredis.Reader(replyError=ResponseError)
+        self._limited_to = -1.0
 
     def exchange(self, command: bytes, timeout: float) -> Any:
         """Sends a command and returns its reply within ``timeout`` seconds; an error reply is returned too.
@@ -503,7 +504,7 @@ class _Wire:
         Raises OSError, or a RedisError if what comes is no reply.
         """
         deadline = time.monotonic() + timeout
-        self._socket.settimeout(timeout)
+        self._limit(timeout)
         self._socket.sendall(command)
         while True:
             data = self._socket.recv(65536)
@@ -514,8 +515,13 @@ class _Wire:
             if reply is not False:
                 break
             # The time limit is for the whole reply, and not for each of its packets.
-            self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+            self._limit(max(deadline - time.monotonic(), 0.001))
         return reply
 
     def close(self) -> None:
         self._connection.disconnect()
+
+    def _limit(self, seconds: float) -> None:
+        if seconds != self._limited_to:  # each setting is a system call
+            self._socket.settimeout(seconds)
+            self._limited_to = seconds

@@ -70,10 +70,11 @@ class Attempts:
     ``maybe_applied`` once a reply is missing.
     """
 
-    __slots__ = ("_count", "_why", "deadline", "maybe_applied")
+    __slots__ = ("_count", "_step", "_why", "deadline", "maybe_applied")
 
     def __init__(self, timeout: float) -> None:
         self.deadline = time.monotonic() + timeout
+        self._step = timeout / 16
         self._count = 0
         self._why = ""
         self.maybe_applied = False
@@ -85,7 +86,9 @@ class Attempts:
     def time_for_next(self) -> float:
         """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
         left = self.time_left()
-        return max(left / 2, min(left, _SHORTEST_TRY), 0.001)
+        # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
+        half = left / 2 // self._step * self._step
+        return max(half, min(left, _SHORTEST_TRY), 0.001)
 
     def failed(self, error: BaseException, *, sent: bool) -> float:
         """Takes note of a failed try; returns the seconds to pause before the next one.
