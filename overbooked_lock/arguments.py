@@ -76,10 +76,15 @@ def fencing_token(value: object) -> str:
 def milliseconds(value: object, name: str) -> int:
     """A date as ms since 1970; a fraction of a ms is cut off."""
     if isinstance(value, datetime) and value.utcoffset() is not None:
-        ms = (value - _EPOCH) // _MILLISECOND
+        ms = to_milliseconds(value)
         if ms >= _YEAR_1_MS:
             return ms
     raise InvalidArgument(name, "must be a datetime with a time zone, in the year 1 UTC or later")
+
+
+def to_milliseconds(date: datetime) -> int:
+    """The same, of a date of our own."""
+    return (date - _EPOCH) // _MILLISECOND
 
 
 def from_milliseconds(ms: int) -> datetime:

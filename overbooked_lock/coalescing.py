@@ -37,14 +37,14 @@ _CLOSED = "this engine is closed"
 _TOO_LATE = "its turn did not come in time"
 
 
-class _Item:
-    """A step in the queue, and the future its caller awaits."""
+class _Item(store.Attempts):
+    """A step in the queue, its tries, and the future its caller awaits."""
 
-    __slots__ = ("attempts", "future", "step")
+    __slots__ = ("future", "step")
 
-    def __init__(self, step: Run, attempts: store.Attempts, future: asyncio.Future[Any]) -> None:
+    def __init__(self, step: Run, timeout: float, future: asyncio.Future[Any]) -> None:
+        super().__init__(timeout)
         self.step = step
-        self.attempts = attempts
         self.future = future
 
     def fail(self, error: BaseException) -> None:
@@ -81,7 +81,7 @@ class Coalescer:
             self._loop = loop
         if self._closed:
             raise StoreUnavailable("not_applied", _CLOSED)
-        item = _Item(step, store.Attempts(self._timeout), loop.create_future())
+        item = _Item(step, self._timeout, loop.create_future())
         self._queue.append(item)
         if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
             # At the end of this turn of the loop: what other callers ask for in it goes along.
@@ -100,7 +100,7 @@ class Coalescer:
         while self._wires:  # noqa: ASYNC110 - each tells of its end in one of the loop's next turns
             await asyncio.sleep(0)
         for item in self._queue:
-            item.fail(item.attempts.gave_up(_CLOSED, sent=False))
+            item.fail(item.gave_up(_CLOSED, sent=False))
 
     def _flush(self) -> None:
         self._flush_is_due = False
@@ -124,8 +124,8 @@ class Coalescer:
             item = self._queue.popleft()
             if item.future.done():
                 continue
-            if item.attempts.deadline <= now:
-                item.fail(item.attempts.gave_up(_TOO_LATE, sent=False))
+            if item.deadline <= now:
+                item.fail(item.gave_up(_TOO_LATE, sent=False))
                 continue
             batch.append(item)
             slots += len(item.step.requests)
@@ -143,7 +143,7 @@ class Coalescer:
             self._release()
         except BaseException:
             for item in batch:
-                item.fail(item.attempts.gave_up(_CLOSED, sent=False))
+                item.fail(item.gave_up(_CLOSED, sent=False))
             raise
         else:
             self._send(wire, batch)
@@ -217,7 +217,7 @@ class Coalescer:
         pause = 0.0
         for item in reversed(items):
             try:
-                pause = max(pause, item.attempts.failed(error, sent=sent))
+                pause = max(pause, item.failed(error, sent=sent))
                 self._queue.appendleft(item)
             except StoreUnavailable as unavailable:
                 item.fail(unavailable)
@@ -295,12 +295,12 @@ class _Wire(asyncio.Protocol):
             self._timer = None
 
 
-_deadline = attrgetter("attempts.deadline")
+_deadline = attrgetter("deadline")
 
 
 def _time_for(batch: Sequence[_Item]) -> float:
     """Seconds that an attempt may take: no longer than its most pressing item allows."""
-    return min(batch, key=_deadline).attempts.time_for_next()
+    return min(batch, key=_deadline).time_for_next()
 
 
 def _build(settings: Settings, group: Sequence[_Item]) -> Call:
@@ -325,4 +325,4 @@ def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) ->
         own = outcomes[at : at + len(item.step.requests)]
         at += len(own)
         if not item.future.done():
-            item.future.set_result(after_lost_reply(item.step.requests, own) if item.attempts.maybe_applied else own)
+            item.future.set_result(after_lost_reply(item.step.requests, own) if item.maybe_applied else own)

@@ -154,7 +154,7 @@ class Lock:
         """The slot's payload in the holder's view; None if the slot is not registered."""
         if self._record is None:
             return None
-        until_ms = arguments.milliseconds(self.locked_until, "locked_until")
+        until_ms = arguments.to_milliseconds(self.locked_until)
         return Slot.from_record(self.slot_id, self._record, until_ms, available=True)
 
     def __reduce__(self) -> tuple[Any, ...]:

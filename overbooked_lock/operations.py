@@ -83,7 +83,9 @@ class Operations:
         lock_for: timedelta | None,
         wait: timedelta | None,
     ) -> Operation[Lock]:
-        [request] = self._lock_requests([arguments.slot_id(slot_id)], lock_key, lock_until, lock_for)
+        until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
+        key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
+        request = calls.LockRequest(arguments.slot_id(slot_id), key, until, key_is_new=lock_key is None)
         [lock] = yield from self._acquire(Run(calls.lock, [request]), wait)
         return lock
 
@@ -95,19 +97,13 @@ class Operations:
         lock_for: timedelta | None,
         wait: timedelta | None,
     ) -> Operation[list[Lock]]:
-        requests = self._lock_requests(arguments.slot_ids(slot_ids), lock_key, lock_until, lock_for)
-        return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
-
-    def _lock_requests(
-        self,
-        slot_ids: Sequence[str],
-        lock_key: str | None,
-        lock_until: datetime | None,
-        lock_for: timedelta | None,
-    ) -> list[calls.LockRequest]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
-        return [calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None) for slot_id in slot_ids]
+        requests = [
+            calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None)
+            for slot_id in arguments.slot_ids(slot_ids)
+        ]
+        return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
 
     def _acquire(self, run: Run, wait: timedelta | None) -> Operation[list[Lock]]:
         give_up_at = time.monotonic() + (0.0 if wait is None else arguments.seconds(wait, "wait"))
@@ -127,7 +123,7 @@ class Operations:
                 raise
             problem = _first_error(outcomes)
             if problem is None:
-                return list(outcomes)
+                return outcomes
             left = give_up_at - time.monotonic()
             if self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in loaded:
                 loaded.add(problem.slot_id)
