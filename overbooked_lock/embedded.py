@@ -318,7 +318,7 @@ def _launch(folder: Path, program: _Program, fsync: Fsync, lock: int) -> _Record
         "appendfsync": fsync,
         "save": "",
         "maxmemory-policy": "noeviction",
-        "hash-max-listpack-entries": "0",  # our one hash is looked up at random: a list would be walked through
+        "hash-max-ziplist-entries": "0",  # our one hash is looked up at random, and a list is walked through
         "daemonize": "yes",  # in a session of its own, out of a Ctrl-C's reach, and no child for us to reap
         "logfile": "server.log",
         "pidfile": "server.pid",
