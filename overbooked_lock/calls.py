@@ -184,8 +184,8 @@ def check(settings: Settings, requests: Sequence[ClaimRequest]) -> Call:
 
     def parse(reply: Reply, sent_at: float) -> list[Lock | None]:
         return [
-            _lock(request.slot_id, request.lock_key, row, reply[0], sent_at) if row[0] == b"yours" else None
-            for request, row in zip(requests, _rows(reply), strict=True)
+            _lock(slot_id, lock_key, True, record, until_ms, token, reply[0], sent_at) if tag == b"yours" else None
+            for (slot_id, lock_key, _), (tag, record, until_ms, token) in zip(requests, _rows(reply), strict=True)
         ]
 
     return Call(scripts.CHECK, keys, _fields(requests), parse)
@@ -301,24 +301,30 @@ def _granted(
 ) -> list[Lock | OverbookedError]:
     outcomes: list[Lock | OverbookedError] = []
     now_us = reply[0]
-    for request, row in zip(requests, _rows(reply), strict=True):
-        tag, _, until_ms, _ = row
+    for request, (tag, record, until_ms, token) in zip(requests, _rows(reply), strict=True):
+        slot_id, lock_key, _, _, key_is_new = request
         if tag in (b"locked", b"yours"):
-            outcomes.append(
-                _lock(request.slot_id, request.lock_key, row, now_us, sent_at, key_is_new=request.key_is_new)
-            )
+            # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
+            already_held = tag == b"yours" and not key_is_new
+            outcomes.append(_lock(slot_id, lock_key, already_held, record, until_ms, token, now_us, sent_at))
         elif tag == b"taken":
-            outcomes.append(taken(request.slot_id, until_ms, now_us))
+            outcomes.append(taken(slot_id, until_ms, now_us))
         elif tag != b"withheld":
             # What was withheld has nothing wrong with it: another slot of the call was in the way.
-            outcomes.append(_refusal(settings, request.slot_id, tag.decode(), now_us))
+            outcomes.append(_refusal(settings, slot_id, tag.decode(), now_us))
     return outcomes
 
 
-def _lock(slot_id: str, lock_key: str, row: Reply, now_us: int, sent_at: float, *, key_is_new: bool = False) -> Lock:
-    tag, record, until_ms, token = row
-    # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
-    already_held = tag == b"yours" and not key_is_new
+def _lock(
+    slot_id: str,
+    lock_key: str,
+    already_held: bool,
+    record: bytes | None,
+    until_ms: int,
+    token: int,
+    now_us: int,
+    sent_at: float,
+) -> Lock:
     ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
     return Lock(slot_id, lock_key, from_milliseconds(until_ms), token, already_held, record, ends_at)
 

@@ -169,7 +169,11 @@ class Coalescer:
     def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
         groups: dict[object, list[_Item]] = {}
         for item in batch:
-            groups.setdefault(item if item.step.alone else item.step.build, []).append(item)
+            script = item if item.step.alone else item.step.build
+            if script in groups:
+                groups[script].append(item)
+            else:
+                groups[script] = [item]
         calls = [_build(self._settings, group) for group in groups.values()]
         answered = partial(self._answered, wire, list(groups.values()), calls, time.monotonic())
         wire.exchange([call.evalsha() for call in calls], _time_for(batch), answered)

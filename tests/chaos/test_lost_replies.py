@@ -477,7 +477,7 @@ async def test_a_cancelled_caller_costs_its_neighbours_nothing(
 ) -> None:
     """Half of those who share a call are cancelled: the rest get their own answers, and nobody another's."""
     async with AsyncLockEngine.from_url(proxy.url, namespace=lock_namespace) as engine:
-        slots = await engine.create_slots([new_slot() for _ in range(40)])
+        slots = await engine.create_slots([new_slot(capacity=number + 1) for number in range(40)])
         proxy.delay = 0.1
         calls = [asyncio.create_task(engine.get_slot(slot.id)) for slot in slots]
         before = proxy.count(GET)
@@ -523,7 +523,7 @@ def test_the_reply_to_an_interrupted_call_answers_no_other(
 ) -> None:
     """The interrupted call's reply is on its way: the next calls get their own, on whatever connection."""
     with LockEngine.from_url(proxy.url, namespace=lock_namespace) as engine:
-        slots = engine.create_slots([new_slot() for _ in range(10)])
+        slots = engine.create_slots([new_slot(capacity=number + 1) for number in range(10)])
         engine.get_slot(slots[0].id)
         seen = proxy.count(GET)
         proxy.delay = 0.2

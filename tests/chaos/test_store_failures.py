@@ -610,8 +610,8 @@ def test_a_server_that_was_busy_at_first_is_examined_later(
 
 @pytest.fixture
 def slots(lock_engine: LockEngine, new_slot: NewSlots) -> list[Slot]:
-    """Twenty registered slots."""
-    return lock_engine.create_slots([new_slot() for _ in range(20)])
+    """Twenty registered slots, each different."""
+    return lock_engine.create_slots([new_slot(capacity=number + 1) for number in range(20)])
 
 
 @pytest.mark.parametrize("kind", ["lock", "record"])

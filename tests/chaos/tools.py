@@ -27,6 +27,9 @@ def milliseconds(count: float) -> timedelta:
     return timedelta(milliseconds=count)
 
 
+PATIENCE = 30.0
+"""Seconds after which nothing is waited for any more."""
+
 MINUTE = timedelta(minutes=1)
 """A lock that does not end by itself while a test runs."""
 
@@ -73,8 +76,8 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine in the loop, and waits for what comes of it."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        """Runs a coroutine in the loop, and waits for what comes of it: a call that hangs fails."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(PATIENCE)
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
