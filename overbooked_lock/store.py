@@ -54,11 +54,12 @@ _FINAL = {
     "CROSSSLOT": "it is a Redis Cluster, which is not supported",
     "MOVED": "it is a Redis Cluster, which is not supported",
 }
-_NESTED_CODE = re.compile(r"-([A-Z]+) ")
+_NESTED_CODE = re.compile(r"(?:-|: )([A-Z]{3,}) ")
 _PHRASES = {
     "max number of clients": "MAXCLIENTS",
     "ACL failure in script": "NOPERM",
     "user executing the script can't": "NOPERM",
+    "unauthenticated": "NOAUTH",  # what it says to a command of many words
 }
 
 INFO = hiredis.pack_command(("INFO",))
