@@ -398,8 +398,10 @@ def test_a_data_folder_of_somebody_else_is_left_alone(environment: Environment, 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_the_unexpected_ends_in_1(environment: Environment) -> None:
     """An answer that can't be written is no success."""
+    # Unbuffered: what Python can't write at its very end it turns into a status of its own.
+    env = environment | {"PYTHONUNBUFFERED": "1"}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([PROGRAM, "locks"], env=environment, stdout=full, stderr=subprocess.DEVNULL, check=False)
+        done = subprocess.run([PROGRAM, "locks"], env=env, stdout=full, stderr=subprocess.DEVNULL, check=False)
     assert done.returncode == 1
 
 
