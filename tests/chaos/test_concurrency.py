@@ -240,48 +240,72 @@ def test_a_history_without_a_broken_promise_is_accepted() -> None:
     assert violations(good().values()) == []
 
 
+Changes = dict[str, dict[str, Any]]
+
+
+def changed(changes: Changes) -> list[Operation]:
+    """The good history, with some calls that went otherwise."""
+    history = good()
+    for what, facts in changes.items():
+        history[what] = replace(history[what], **facts)
+    return list(history.values())
+
+
 @pytest.mark.parametrize(
-    ("promise", "what", "changes"),
+    ("promise", "changes"),
     [
-        ("two holders", "ben locks", {"called": 0.35, "returned": 0.36}),
-        ("two holders", "anna extends", {"called": 0.39, "returned": 0.46, "deadline": 0.9, "key": "key of anna 2"}),
-        ("two holders", "ben locks", {"deadline": 1.02}),
-        ("token given twice", "cleo locks", {"token": 20}),
-        ("token went back", "cleo locks", {"token": 15}),
-        ("token went back", "anna extends late", {"outcome": "ok", "token": 10, "deadline": 0.51}),
-        ("stranger", "a stranger unlocks", {"outcome": "ok", "token": 10}),
-        ("stranger", "a stranger unlocks", {"verb": "extend", "outcome": "ok", "token": 10}),
-        ("stranger", "a stranger unlocks", {"verb": "check", "outcome": "ok", "token": 10}),
-        ("unlocked twice", "anna unlocks again", {"outcome": "ok", "token": 10}),
-        ("back from the dead", "anna unlocks again", {"verb": "check", "outcome": "ok", "token": 10}),
-        ("refused without reason", "cleo is refused", {"called": 0.98, "returned": 0.99}),
-        ("refused without reason", "ben is refused", {"called": 0.42, "returned": 0.43}),
+        ("two holders", {"ben locks": {"called": 0.35, "returned": 0.36}}),
+        ("two holders", {"ben locks": {"deadline": 1.02}}),
+        ("two holders", {"anna extends": {"key": "another", "called": 0.39, "returned": 0.46, "deadline": 0.90}}),
+        ("token given twice", {"cleo locks": {"token": 20}}),
+        ("token went back", {"cleo locks": {"token": 15}}),
+        ("token went back", {"anna extends late": {"outcome": "ok", "token": 10, "deadline": 0.51}}),
+        ("stranger", {"a stranger unlocks": {"outcome": "ok", "token": 10}}),
+        ("stranger", {"a stranger unlocks": {"verb": "extend", "outcome": "ok", "token": 10}}),
+        ("stranger", {"a stranger unlocks": {"verb": "check", "outcome": "ok", "token": 10}}),
+        ("stranger", {"anna extends": {"token": 11}}),
+        ("unlocked twice", {"anna unlocks again": {"outcome": "ok", "token": 10}}),
+        ("back from the dead", {"anna unlocks again": {"verb": "check", "outcome": "ok", "token": 10}}),
+        ("refused without reason", {"cleo is refused": {"called": 0.98, "returned": 0.99}}),
+        ("refused without reason", {"ben is refused": {"called": 0.42, "returned": 0.43}}),
+        (
+            "refused without reason",
+            {
+                "ben locks": {"outcome": "unknown", "token": 0, "deadline": 0.0, "returned": math.inf},
+                "cleo is refused": {"called": 2.50, "returned": 2.51},
+            },
+        ),
     ],
 )
-def test_each_broken_promise_is_seen(promise: str, what: str, changes: dict[str, Any]) -> None:
-    """One call of a good history has another outcome, or another time: the checker names what it breaks."""
-    history = good()
-    history[what] = replace(history[what], **changes)
-    assert promise in {broken.split(": ")[1] for broken in violations(history.values())}
+def test_each_broken_promise_is_seen(promise: str, changes: Changes) -> None:
+    """A call of a good history has another outcome, or another time: the checker names what that breaks."""
+    assert promise in {broken.split(": ")[1] for broken in violations(changed(changes))}
 
 
 @pytest.mark.parametrize(
-    ("what", "changes"),
+    "changes",
     [
         # A lock that was asked for and never confirmed may stand in the way of others, as long as was asked for.
-        ("ben locks", {"outcome": "unknown", "token": 0, "deadline": 0.0}),
-        ("ben locks", {"outcome": "unknown", "token": 0, "deadline": 0.0, "returned": math.inf}),
+        {"ben locks": {"outcome": "unknown", "token": 0, "deadline": 0.0}},
+        {"ben locks": {"outcome": "unknown", "token": 0, "deadline": 0.0, "returned": math.inf}},
         # Who was stopped while its reply came has no time left to believe in.
-        ("ben locks", {"returned": 1.20}),
-        # An unlock of unknown outcome ends the holder's belief, and perhaps the lock.
-        ("anna unlocks", {"outcome": "unknown", "token": 0}),
+        {"ben locks": {"returned": 1.20}},
+        # An unlock of unknown outcome ends the holder's belief, and perhaps the lock: until its last date it may live.
+        {"anna unlocks": {"outcome": "unknown", "token": 0}},
+        {
+            "anna unlocks": {"outcome": "unknown", "token": 0},
+            "ben locks": {"outcome": "refused", "called": 0.60, "returned": 0.61, "token": 0, "deadline": 0.0},
+            "cleo is refused": {"called": 0.68, "returned": 0.69},
+        },
+        # By the store's clock a lock ends a little later than its holder counts.
+        {"cleo is refused": {"called": 0.951, "returned": 0.952}},
+        # Of two calls at one time either may come first.
+        {"anna unlocks": {"called": 0.445, "returned": 0.455}, "ben locks": {"returned": 0.46}},
     ],
 )
-def test_what_nobody_can_know_is_no_violation(what: str, changes: dict[str, Any]) -> None:
-    """Calls without an answer are taken for what they may have been."""
-    history = good()
-    history[what] = replace(history[what], **changes)
-    assert violations(history.values()) == []
+def test_what_nobody_can_know_is_no_violation(changes: Changes) -> None:
+    """Calls without an answer, and calls at one time, are taken for what they may have been."""
+    assert violations(changed(changes)) == []
 
 
 def test_a_journal_that_was_cut_off_is_read_to_its_last_whole_line(tmp_path: Path) -> None:
