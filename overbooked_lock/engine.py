@@ -427,9 +427,12 @@ class LockEngine:
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
             self._idle, self._pid = deque(), os.getpid()
-        if self._idle:
-            with contextlib.suppress(IndexError):  # another thread was faster
-                return self._idle.pop()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._connect(attempts)
+
+    def _connect(self, attempts: store.Attempts) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, attempts.time_for_next())
         connection: AbstractConnection = self._pool.connection_class(**options)
         try:
