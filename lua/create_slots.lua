@@ -8,9 +8,11 @@
 local starts, resources = KEYS[3], KEYS[4]
 local FIRST_KEY, HEAD, STRIDE = 5, 0, 10
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 -- include: record
+-- include: entries
 -- include: index
 -- include: view
 

@@ -1,26 +1,31 @@
--- Guarantee: a slot goes whole: record, lock and index entries, in one step. One with active bookings stays.
--- KEYS: locks, expiry, starts, resources, then per slot: lock, record
--- ARGV: per slot: slot_id
+-- Guarantee: a slot goes whole: record, lock, index entries and cancelled bookings. One with active bookings stays. A
+-- slot with very many cancelled bookings takes several calls, of which the last removes the slot.
+-- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, starts, resources, then per slot: lock,
+-- record
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per slot: slot_id
 -- Reply: now_us, then per slot: tag
--- Tags: deleted, not_found, has_bookings, corrupt
-local starts, resources = KEYS[3], KEYS[4]
-local FIRST_KEY, HEAD, STRIDE = 5, 0, 1
+-- Tags: deleted, more, not_found, has_bookings, corrupt
+local FIRST_KEY, HEAD, STRIDE = 8, 4, 1
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: record
+-- include: entries
+-- include: naming
+-- include: bookings
 -- include: index
 -- include: remove
 
 local reply = {now_us}
 for i = 1, count do
-  local text = record_of(i)
-  local record, tag = text and read_record(text), 'deleted'
+  local record, tag = records[ids[i]] and read_record(records[ids[i]]), nil
   if not record then
     tag = redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'not_found'
   elseif tonumber(record.active) > 0 then
     tag = 'has_bookings'
   else
-    remove(starts, resources, record, ids[i], record_name(i), lock_name(i))
+    tag = remove(ids[i], record) and 'deleted' or 'more'
+    records[ids[i]] = tag == 'more' and write_record(record)
   end
   reply[i + 1] = tag
 end

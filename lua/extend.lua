@@ -10,6 +10,7 @@
 local FIRST_KEY, HEAD, STRIDE = 3, 3, 4
 local MAKES = false
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 -- include: grant

@@ -6,12 +6,13 @@
 -- Tags: found, not_found, corrupt
 local FIRST_KEY, HEAD, STRIDE = 3, 0, 2
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 -- include: view
 
 local reply = {now_us}
 for i = 1, count do
-  view(reply, i, record_of(i), argument(i, 2))
+  view(reply, i, records[ids[i]], argument(i, 2))
 end
 return reply

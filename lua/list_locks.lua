@@ -1,13 +1,14 @@
 -- Guarantee: reads only. Lists the live locks in the order of their dates. A lock_key never leaves the server: its
 -- hash tells two of them apart.
 -- KEYS: locks, expiry
--- ARGV: slot_prefix, lock_suffix, cursor, chunk
---   the key of a lock is its slot's id between prefix and suffix; cursor is where the last call stopped, 0 at first
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, cursor, chunk
+--   cursor is where the last call stopped, 0 at first
 -- Reply: now_us, next_cursor, then per lock: slot_id, locked_until_ms, fencing_token, key_hash
 --   next_cursor is 0 at the end
 local locks, expiry = KEYS[1], KEYS[2]
-local slot_prefix, lock_suffix, cursor, chunk = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local cursor, chunk = tonumber(ARGV[5]), tonumber(ARGV[6])
 -- include: clock
+-- include: naming
 
 local found = redis.call('ZRANGEBYSCORE', expiry, now_ms, '+inf', 'WITHSCORES', 'LIMIT', cursor, chunk)
 if #found == 0 then
@@ -16,7 +17,7 @@ end
 local ids, names = {}, {}
 for at = 1, #found, 2 do
   ids[#ids + 1] = found[at]
-  names[#names + 1] = slot_prefix .. found[at] .. lock_suffix
+  names[#names + 1] = lock_name_of(found[at])
 end
 local keys = redis.call('MGET', unpack(names))
 local tokens = redis.call('HMGET', locks, unpack(ids))

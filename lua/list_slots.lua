@@ -1,22 +1,21 @@
 -- Guarantee: reads only. Lists slots in the order of their start, as the caller sees them; with a filter that no
 -- index serves it looks at one chunk a call, so that no call holds the server for long.
 -- KEYS: locks, expiry, starts, resources
--- ARGV: slot_prefix, lock_suffix, record_suffix, resource_id, from_ms, to_ms, available, lock_key, cursor, chunk, skip,
--- limit
---   the keys of a slot are its id between prefix and suffix; resource_id and available ("1", "0") may be empty for
---   any; from_ms is the earliest start and to_ms the latest end, both may be empty; cursor is where the last call
---   stopped, 0 at first; the slots returned are those after the first skip matches, up to limit
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, resource_id, from_ms, to_ms, available, lock_key,
+-- cursor, chunk, skip, limit
+--   resource_id and available ("1", "0") may be empty for any; from_ms is the earliest start and to_ms the latest end,
+--   both may be empty; cursor is where the last call stopped, 0 at first; the slots returned are those after the first
+--   skip matches, up to limit
 -- Reply: now_us, next_cursor, matched, then per slot: slot_id, record, locked_until_ms, available
 --   next_cursor is 0 at the end
 local expiry, starts, resources = KEYS[2], KEYS[3], KEYS[4]
-local slot_prefix, lock_suffix, record_suffix = ARGV[1], ARGV[2], ARGV[3]
-local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local cursor, chunk = tonumber(ARGV[9]), tonumber(ARGV[10])
-local skip, limit = tonumber(ARGV[11]), tonumber(ARGV[12])
+local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
+local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 -- include: clock
 -- include: availability
 -- include: record
--- include: index
+-- include: entries
+-- include: naming
 
 -- What ends at a date started before it, so both bounds narrow the range of starts.
 local filtered = to_ms ~= '' or wanted ~= ''
@@ -27,9 +26,9 @@ if resource_id == '' then
   high = to_ms ~= '' and '(' .. to_ms or '+inf'
 else
   source, count_command, range_command = resources, 'ZLEXCOUNT', 'ZRANGEBYLEX'
-  low = '[' .. resource_id .. '\n' .. (from_ms ~= '' and start_part(tonumber(from_ms)) or '')
+  low = '[' .. resource_id .. '\n' .. (from_ms ~= '' and date_part(tonumber(from_ms)) or '')
   -- The character after a line feed ends the resource's range.
-  high = '(' .. resource_id .. (to_ms ~= '' and '\n' .. start_part(tonumber(to_ms)) or '\11')
+  high = '(' .. resource_id .. (to_ms ~= '' and '\n' .. date_part(tonumber(to_ms)) or '\11')
 end
 
 local matched = 0
@@ -43,9 +42,9 @@ end
 
 local ids, record_names, lock_names = {}, {}, {}
 for i, name in ipairs(found) do
-  ids[i] = resource_id == '' and name or string.match(name, '\n.*\n(.*)$')
-  record_names[i] = slot_prefix .. ids[i] .. record_suffix
-  lock_names[i] = slot_prefix .. ids[i] .. lock_suffix
+  ids[i] = resource_id == '' and name or id_in(name)
+  record_names[i] = record_name_of(ids[i])
+  lock_names[i] = lock_name_of(ids[i])
 end
 local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))

@@ -10,6 +10,7 @@
 local FIRST_KEY, HEAD, STRIDE = 3, 3, 3
 local MAKES = true
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 -- include: grant

@@ -1,29 +1,31 @@
 -- Guarantee: removes slots that ended before a date, whole and oldest first. One that is locked or has active
 -- bookings stays.
--- KEYS: locks, expiry, starts, resources
--- ARGV: slot_prefix, lock_suffix, record_suffix, before_ms, skip, chunk
---   the keys of a slot are its id between prefix and suffix; skip passes over what earlier calls kept
--- Reply: now_us, pruned, kept
---   kept plus pruned is below chunk when no more are left
-local starts, resources = KEYS[3], KEYS[4]
-local slot_prefix, lock_suffix, record_suffix = ARGV[1], ARGV[2], ARGV[3]
-local before_ms, skip, chunk = tonumber(ARGV[4]), ARGV[5], ARGV[6]
+-- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, starts, resources
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, before_ms, skip, chunk
+--   skip passes over what earlier calls kept
+-- Reply: now_us, pruned, kept, more
+--   more is 0 when there are none left
+local before_ms, skip, chunk = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- include: clock
 -- include: record
+-- include: entries
+-- include: naming
+-- include: bookings
 -- include: index
 -- include: remove
 
--- Starts tell where to look: what ended before the date started before it.
-local ids = redis.call('ZRANGEBYSCORE', starts, '-inf', '(' .. ARGV[4], 'LIMIT', skip, chunk)
-local pruned = 0
+local ids = redis.call('ZRANGEBYSCORE', starts, '-inf', '(' .. ARGV[5], 'LIMIT', skip, chunk)
+local pruned, kept = 0, 0
 for _, id in ipairs(ids) do
-  local record_name, lock_name = slot_prefix .. id .. record_suffix, slot_prefix .. id .. lock_suffix
-  local text = redis.call('MGET', record_name)[1]
+  local text = redis.call('MGET', record_name_of(id))[1]
   local record = text and read_record(text)
-  if record and tonumber(record.end_ms) <= before_ms and record.active == '0'
-    and redis.call('EXISTS', lock_name) == 0 then
-    remove(starts, resources, record, id, record_name, lock_name)
+  if not (record and tonumber(record.end_ms) <= before_ms and record.active == '0'
+    and redis.call('EXISTS', lock_name_of(id)) == 0) then
+    kept = kept + 1
+  elseif remove(id, record) then
     pruned = pruned + 1
+  else
+    return {now_us, pruned, kept, 1}
   end
 end
-return {now_us, pruned, #ids - pruned}
+return {now_us, pruned, kept, #ids == chunk and 1 or 0}

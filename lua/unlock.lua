@@ -8,6 +8,7 @@
 -- Tags: unlocked, gone, taken
 local FIRST_KEY, HEAD, STRIDE = 3, 1, 3
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 local force = ARGV[1] == 'force'
@@ -24,8 +25,8 @@ for i = 1, count do
     held[ids[i]] = false
   end
   local lock = lock_of(i)
-  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record_of(i), lock and end_of(i) or 0
-  reply[at + 4] = available(record_of(i), lock, lock_key)
+  reply[at + 1], reply[at + 2], reply[at + 3] = tag, records[ids[i]], lock and end_of(i) or 0
+  reply[at + 4] = available(records[ids[i]], lock, lock_key)
 end
 
 if #removed > 0 then

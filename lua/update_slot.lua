@@ -9,9 +9,11 @@
 local starts, resources = KEYS[3], KEYS[4]
 local FIRST_KEY, HEAD, STRIDE = 5, 0, 9
 -- include: clock
+-- include: slots
 -- include: locks
 -- include: availability
 -- include: record
+-- include: entries
 -- include: index
 -- include: view
 local FIELDS_GIVEN = {
@@ -41,6 +43,7 @@ local function update(i, record)
   end
   new.updated = string.format('%.0f', now_ms)
   record = write_record(new)
+  records[ids[i]] = record
   redis.call('SET', record_name(i), record)
   if new.start_ms ~= old.start_ms then
     unindex(starts, resources, old, ids[i])
@@ -51,7 +54,7 @@ end
 
 local reply = {now_us}
 for i = 1, count do
-  local record, tag = record_of(i), nil
+  local record, tag = records[ids[i]], nil
   if record then
     tag, record = update(i, record)
   end

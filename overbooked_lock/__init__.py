@@ -4,6 +4,8 @@ from overbooked_lock.aio import AsyncLockEngine
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.engine import LockEngine
 from overbooked_lock.errors import (
+    BookingExists,
+    BookingNotFound,
     CapacityTooSmall,
     EmbeddedServerError,
     InvalidArgument,
@@ -14,19 +16,24 @@ from overbooked_lock.errors import (
     SlotExists,
     SlotHasBookings,
     SlotLocked,
+    SlotNotBookable,
     SlotNotFound,
     SlotNotLockable,
     StoreCorrupt,
     StoreUnavailable,
 )
 from overbooked_lock.holding import AsyncHold, Hold
-from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Unlocked
+from overbooked_lock.models import Booking, BookingPage, LiveLock, Lock, NewSlot, Slot, SlotPage, Unlocked
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AsyncHold",
     "AsyncLockEngine",
+    "Booking",
+    "BookingExists",
+    "BookingNotFound",
+    "BookingPage",
     "CapacityTooSmall",
     "EmbeddedServer",
     "EmbeddedServerError",
@@ -44,6 +51,7 @@ __all__ = [
     "SlotExists",
     "SlotHasBookings",
     "SlotLocked",
+    "SlotNotBookable",
     "SlotNotFound",
     "SlotNotLockable",
     "SlotPage",

@@ -19,7 +19,18 @@ from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked
+from overbooked_lock.models import (
+    Booking,
+    BookingPage,
+    BookingStatus,
+    LiveLock,
+    Lock,
+    NewSlot,
+    Slot,
+    SlotPage,
+    Status,
+    Unlocked,
+)
 from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run
 
 T = TypeVar("T")
@@ -235,6 +246,66 @@ class AsyncLockEngine:
     async def prune_slots(self, before: datetime) -> int:
         """Removes the slots that ended at or before a date and are neither locked nor booked; returns how many."""
         return await self._do(self._operations.prune_slots(before))
+
+    # Bookings
+
+    async def book(
+        self,
+        slot: Lock | str,
+        *,
+        lock_key: str | None = None,
+        fencing_token: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        booking_id: str | None = None,
+    ) -> Booking:
+        """Books a place in a slot, named by its id or by the Lock that holds it."""
+        return await self._do(self._operations.book(slot, lock_key, fencing_token, metadata, booking_id))
+
+    async def book_many(
+        self,
+        slots: Iterable[Lock | str],
+        *,
+        lock_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[Booking]:
+        """Books a place in each of up to 512 slots: all of them or none, in one step."""
+        return await self._do(self._operations.book_many(slots, lock_key, metadata))
+
+    async def get_booking(self, booking_id: str) -> Booking:
+        """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
+        return await self._do(self._operations.get_booking(booking_id))
+
+    async def update_booking(self, booking_id: str, *, metadata: Mapping[str, Any]) -> Booking:
+        """Puts other metadata in the place of a booking's. Raises what :meth:`get_booking` raises."""
+        return await self._do(self._operations.update_booking(booking_id, metadata))
+
+    async def cancel_booking(self, booking_id: str) -> Booking:
+        """Cancels a booking: its place is free again. One that is cancelled stays so."""
+        return await self._do(self._operations.cancel_booking(booking_id))
+
+    async def enable_booking(self, booking_id: str, *, lock_key: str | None = None) -> Booking:
+        """Makes a cancelled booking active again, as if it were booked now. One that is active stays so."""
+        return await self._do(self._operations.enable_booking(booking_id, lock_key))
+
+    async def reschedule_booking(self, booking_id: str, target_slot_id: str, *, lock_key: str | None = None) -> Booking:
+        """Moves a booking to another slot, as if it were booked there now; both slots count it in one step."""
+        return await self._do(self._operations.reschedule_booking(booking_id, target_slot_id, lock_key))
+
+    async def delete_booking(self, booking_id: str) -> bool:
+        """Removes a booking. True if it was there. Raises InvalidArgument, StoreCorrupt, StoreUnavailable."""
+        return await self._do(self._operations.delete_booking(booking_id))
+
+    async def list_bookings(
+        self,
+        *,
+        slot_id: str | None = None,
+        resource_id: str | None = None,
+        status: BookingStatus | None = None,
+        limit: int = 50,
+        page: int = 1,
+    ) -> BookingPage:
+        """A page of bookings in the order they were made: all, a slot's, a resource's, with one status."""
+        return await self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
 
     # What drives the steps
 

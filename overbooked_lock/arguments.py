@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -29,7 +30,7 @@ _YEAR_1_MS = -62_135_596_800_000
 # Control characters separate the parts of an index entry, and a lone surrogate is no text at all.
 _is_id = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
 _is_key = re.compile(r"[^\ud800-\udfff]{1,255}", re.DOTALL).fullmatch
-_is_namespace = re.compile(r"(?!slots?$)[A-Za-z0-9_.-]{1,64}").fullmatch
+_is_namespace = re.compile(r"(?!(?:slot|booking)s?$)[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
 def slot_id(value: object, name: str = "slot_id") -> str:
@@ -50,6 +51,14 @@ def slot_ids(values: object) -> list[str]:
     if len(set(ids)) < len(ids):
         raise InvalidArgument("slot_ids", "must name each slot once")
     return ids
+
+
+def booking_id(value: object) -> str:
+    return new_id() if value is None else slot_id(value, "booking_id")
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
 
 
 def lock_key(value: object) -> str:

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import hiredis
 
 from overbooked_lock import scripts
 from overbooked_lock.arguments import from_milliseconds
 from overbooked_lock.errors import (
+    BookingExists,
+    BookingNotFound,
     CapacityTooSmall,
     InvalidArgument,
     LockKeyInvalid,
@@ -27,14 +29,16 @@ from overbooked_lock.errors import (
     SlotExists,
     SlotHasBookings,
     SlotLocked,
+    SlotNotBookable,
     SlotNotFound,
     SlotNotLockable,
     StoreCorrupt,
 )
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import LiveLock, Lock, Slot, Unlocked
+from overbooked_lock.models import Booking, LiveLock, Lock, Slot, Unlocked
 
 Reply = list[Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,25 @@ class DeleteRequest(NamedTuple):
     slot_id: str
 
 
+class BookRequest(NamedTuple):
+    slot_id: str
+    booking_id: str
+    lock_key: str
+    fencing_token: str
+    metadata: str
+
+
+class BookingRequest(NamedTuple):
+    """What is to be done with a booking; ``arguments`` are the verb's own."""
+
+    booking_id: str
+    arguments: tuple[str, ...] = ()
+
+
+class DeleteBookingRequest(NamedTuple):
+    booking_id: str
+
+
 class ListRequest(NamedTuple):
     resource_id: str
     from_ms: str
@@ -135,8 +158,18 @@ class ListRequest(NamedTuple):
     limit: int
 
 
-class Listed(NamedTuple):
-    slots: list[Slot]
+class ListBookingsRequest(NamedTuple):
+    slot_id: str
+    resource_id: str
+    status: str
+    cursor: int
+    chunk: int
+    skip: int
+    limit: int
+
+
+class Listed(NamedTuple, Generic[T]):
+    found: list[T]
     matched: int
     next_cursor: int
 
@@ -150,7 +183,7 @@ def _own_work(request: Any, outcome: Any) -> Any:
     if isinstance(outcome, Unlocked) and request.fencing_token:
         # Without a token the key may never have held the slot.
         return replace(outcome, released=True)
-    return True if isinstance(request, DeleteRequest) and outcome is False else outcome
+    return True if isinstance(request, DeleteRequest | DeleteBookingRequest) and outcome is False else outcome
 
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
@@ -224,7 +257,7 @@ def list_locks(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call:
         ]
         return [(locks, reply[1])]
 
-    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, cursor, chunk]
+    args: list[str | int] = [*keys.naming, cursor, chunk]
     return Call(scripts.LIST_LOCKS, [keys.locks, keys.expiry], args, parse)
 
 
@@ -244,39 +277,103 @@ def update_slot(settings: Settings, requests: Sequence[UpdateRequest]) -> Call:
 
 
 def delete_slots(settings: Settings, requests: Sequence[DeleteRequest]) -> Call:
-    """The outcome is True for a slot that this call removed, False for one that was not there."""
+    """The outcome is True for a slot that this call removed, False for one that was not there, None if there is more
+    to remove."""
     ids = _ids(requests)
 
-    def parse(reply: Reply, _: float) -> list[bool | OverbookedError]:
-        outcomes: list[bool | OverbookedError] = []
+    def parse(reply: Reply, _: float) -> list[bool | OverbookedError | None]:
+        outcomes: list[bool | OverbookedError | None] = []
         for slot_id, tag in zip(ids, reply[1:], strict=True):
             refusal = {b"has_bookings": SlotHasBookings, b"corrupt": StoreCorrupt}.get(tag)
-            outcomes.append(refusal(slot_id) if refusal else tag == b"deleted")
+            outcomes.append(refusal(slot_id) if refusal else None if tag == b"more" else tag == b"deleted")
         return outcomes
 
-    return Call(scripts.DELETE_SLOTS, settings.keys.of_slots(ids), ids, parse)
+    return Call(scripts.DELETE_SLOTS, settings.keys.of_removal(ids), [*settings.keys.naming, *ids], parse)
 
 
 def list_slots(settings: Settings, requests: Sequence[ListRequest]) -> Call:
     [request] = requests
     keys = settings.keys
 
-    def parse(reply: Reply, _: float) -> list[Listed]:
+    def parse(reply: Reply, _: float) -> list[Listed[Slot]]:
         slots = [
             Slot.from_record(slot_id.decode(), record, until_ms, available=bool(available))
             for slot_id, record, until_ms, available in _rows(reply, 3)
         ]
         return [Listed(slots, matched=reply[2], next_cursor=reply[1])]
 
-    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, keys.record_suffix, *request]
-    return Call(scripts.LIST_SLOTS, keys.of_slots(()), args, parse)
+    return Call(scripts.LIST_SLOTS, keys.of_slots(()), [*keys.naming, *request], parse)
 
 
 def prune_slots(settings: Settings, requests: Sequence[tuple[int, int, int]]) -> Call:
-    """Takes one (before_ms, skip, chunk); the outcome is (pruned, kept)."""
+    """Takes one (before_ms, skip, chunk); the outcome is (pruned, kept, whether there are more)."""
     keys = settings.keys
-    args: list[str | int] = [keys.slot_prefix, keys.lock_suffix, keys.record_suffix, *requests[0]]
-    return Call(scripts.PRUNE_SLOTS, keys.of_slots(()), args, lambda reply, _: [(reply[1], reply[2])])
+    args: list[str | int] = [*keys.naming, *requests[0]]
+    return Call(scripts.PRUNE_SLOTS, keys.of_removal(), args, lambda reply, _: [(reply[1], reply[2], bool(reply[3]))])
+
+
+def book(settings: Settings, requests: Sequence[BookRequest], mode: str = "each") -> Call:
+    keys = settings.keys
+    args = [*keys.naming, mode, *_fields(requests)]
+    named = [(request.booking_id, request.slot_id) for request in requests]
+    return Call(scripts.BOOK, keys.of_bookings(_ids(requests)), args, partial(_bookings, named))
+
+
+def book_many(settings: Settings, requests: Sequence[BookRequest]) -> Call:
+    """All or nothing."""
+    return book(settings, requests, "all")
+
+
+def get_bookings(settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    return _on_bookings(scripts.GET_BOOKINGS, settings, requests)
+
+
+def update_booking(settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    """Takes the metadata."""
+    return _on_bookings(scripts.UPDATE_BOOKING, settings, requests)
+
+
+def cancel_booking(settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    return _on_bookings(scripts.CANCEL_BOOKING, settings, requests)
+
+
+def enable_booking(settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    """Takes a lock_key."""
+    return _on_bookings(scripts.ENABLE_BOOKING, settings, requests)
+
+
+def reschedule_booking(settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    """Takes the slot_id of where it goes, and a lock_key."""
+    return _on_bookings(scripts.RESCHEDULE_BOOKING, settings, requests)
+
+
+def delete_bookings(settings: Settings, requests: Sequence[DeleteBookingRequest]) -> Call:
+    """The outcome is True for a booking that this call removed, False for one that was not there."""
+    keys, ids = settings.keys, [request.booking_id for request in requests]
+
+    def parse(reply: Reply, _: float) -> list[bool | OverbookedError]:
+        rows = zip(ids, reply[1:], strict=True)
+        return [StoreCorrupt(booking_id) if tag == b"corrupt" else tag == b"deleted" for booking_id, tag in rows]
+
+    return Call(scripts.DELETE_BOOKINGS, keys.of_bookings(), [*keys.naming, *ids], parse)
+
+
+def list_bookings(settings: Settings, requests: Sequence[ListBookingsRequest]) -> Call:
+    keys = settings.keys
+
+    def parse(reply: Reply, _: float) -> list[Listed[Booking]]:
+        bookings = [Booking.from_record(booking_id.decode(), record) for booking_id, record in _rows(reply, 3, width=2)]
+        return [Listed(bookings, matched=reply[2], next_cursor=reply[1])]
+
+    return Call(scripts.LIST_BOOKINGS, keys.of_bookings(), [*keys.naming, *requests[0]], parse)
+
+
+def _on_bookings(script: scripts.Script, settings: Settings, requests: Sequence[BookingRequest]) -> Call:
+    keys = settings.keys
+    args = [*keys.naming, *_fields((request.booking_id, *request.arguments) for request in requests)]
+    # The first argument of a verb that has two is the slot that its refusals are about.
+    named = [(request.booking_id, request.arguments[0] if request.arguments[1:] else "") for request in requests]
+    return Call(script, keys.of_bookings(), args, partial(_bookings, named))
 
 
 def _ids(requests: Iterable[Any]) -> list[str]:
@@ -287,9 +384,9 @@ def _fields(requests: Iterable[tuple[str | int, ...]]) -> list[str | int]:
     return [field for request in requests for field in request]
 
 
-def _rows(reply: Reply, head: int = 1) -> Iterator[Reply]:
-    """The four values that a script replies for each slot."""
-    return (reply[at : at + 4] for at in range(head, len(reply), 4))
+def _rows(reply: Reply, head: int = 1, width: int = 4) -> Iterator[Reply]:
+    """The values that a script replies for each slot or booking."""
+    return (reply[at : at + width] for at in range(head, len(reply), width))
 
 
 def _granted(
@@ -329,9 +426,9 @@ def _lock(
     return Lock(slot_id, lock_key, from_milliseconds(until_ms), token, already_held, record, ends_at)
 
 
-def _locked_by_another(slot_id: str, until_ms: int, now_us: int) -> SlotLocked:
+def _locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:
     retry_after = timedelta(microseconds=max(0, until_ms * 1000 - now_us))
-    return SlotLocked(slot_id, from_milliseconds(until_ms), retry_after)
+    return SlotLocked(slot_id, from_milliseconds(until_ms), retry_after, code=code)
 
 
 def _lost_to_another(slot_id: str, until_ms: int, _: int) -> LockLost:
@@ -381,3 +478,33 @@ def _view(slot_id: str, tag: bytes, record: bytes, until_ms: int, available: int
         b"capacity_too_small": CapacityTooSmall,
     }
     return kinds[tag](slot_id)
+
+
+def _bookings(named: Sequence[tuple[str, str]], reply: Reply, _: float) -> list[Booking | OverbookedError]:
+    """Takes the ids of each booking and of the slot that it is to have."""
+    outcomes: list[Booking | OverbookedError] = []
+    for (booking_id, slot_id), (tag, record, until_ms) in zip(named, _rows(reply, width=3), strict=True):
+        if tag != b"withheld":
+            outcomes.append(_booking(booking_id, slot_id, tag, record, until_ms, reply[0]))
+    return outcomes
+
+
+def _booking(
+    booking_id: str, slot_id: str, tag: bytes, record: bytes | None, until_ms: int, now_us: int
+) -> Booking | OverbookedError:
+    booking = Booking.from_record(booking_id, record) if record else None
+    slot_id = slot_id or (booking.slot_id if booking else "")
+    if tag == b"taken":
+        return _locked_by_another(slot_id, until_ms, now_us, code="E050")
+    if tag in (b"disabled", b"full"):
+        return SlotNotBookable(slot_id, cast("Literal['disabled', 'full']", tag.decode()))
+    kinds: dict[bytes, tuple[Callable[[str], OverbookedError], str]] = {
+        b"not_found": (BookingNotFound, booking_id),
+        b"exists": (BookingExists, booking_id),
+        b"slot_not_found": (SlotNotFound, slot_id),
+        b"corrupt": (StoreCorrupt, slot_id or booking_id),
+    }
+    if tag in kinds:
+        kind, named = kinds[tag]
+        return kind(named)
+    return cast("Booking", booking)

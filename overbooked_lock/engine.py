@@ -25,7 +25,18 @@ from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked
+from overbooked_lock.models import (
+    Booking,
+    BookingPage,
+    BookingStatus,
+    LiveLock,
+    Lock,
+    NewSlot,
+    Slot,
+    SlotPage,
+    Status,
+    Unlocked,
+)
 from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run
 
 T = TypeVar("T")
@@ -351,6 +362,109 @@ class LockEngine:
         Raises InvalidArgument, StoreUnavailable.
         """
         return self._do(self._operations.prune_slots(before))
+
+    # Bookings
+
+    def book(
+        self,
+        slot: Lock | str,
+        *,
+        lock_key: str | None = None,
+        fencing_token: int | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        booking_id: str | None = None,
+    ) -> Booking:
+        """Books a place in a slot, named by its id or by the Lock that holds it.
+
+        The caller's lock is consumed in the same step. A slot that nobody holds can be booked without one; where
+        the key's lock has ended and the place is still free, it is booked and ``lock_expired`` says so.
+
+        Args:
+            slot: The slot, or the lock that was made on it.
+            lock_key: With a slot_id: the key that holds it.
+            fencing_token: Which lock of this key is meant; a later one is not consumed, it is in the way.
+            metadata: What to keep with the booking: JSON values.
+            booking_id: Its id; a UUID by default. A call that is made again with the same id, slot and metadata
+                gives the booking that is there.
+
+        Raises:
+            InvalidArgument: An argument is wrong.
+            SlotNotFound: No such slot.
+            SlotNotBookable: It is disabled, or full.
+            SlotLocked: Another key holds it; the code is E050.
+            BookingExists: The id is another booking's.
+            StoreCorrupt, StoreUnavailable: As everywhere.
+        """
+        return self._do(self._operations.book(slot, lock_key, fencing_token, metadata, booking_id))
+
+    def book_many(
+        self,
+        slots: Iterable[Lock | str],
+        *,
+        lock_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> list[Booking]:
+        """Books a place in each of up to 512 slots: all of them or none, in one step.
+
+        Takes the locks that :meth:`lock_many` gave, or slot ids and their one lock_key. Raises what :meth:`book`
+        raises; the error is that of the first slot in the way.
+        """
+        return self._do(self._operations.book_many(slots, lock_key, metadata))
+
+    def get_booking(self, booking_id: str) -> Booking:
+        """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
+        return self._do(self._operations.get_booking(booking_id))
+
+    def update_booking(self, booking_id: str, *, metadata: Mapping[str, Any]) -> Booking:
+        """Puts other metadata in the place of a booking's. Raises what :meth:`get_booking` raises."""
+        return self._do(self._operations.update_booking(booking_id, metadata))
+
+    def cancel_booking(self, booking_id: str) -> Booking:
+        """Cancels a booking: its place is free again. One that is cancelled stays so.
+
+        Raises what :meth:`get_booking` raises.
+        """
+        return self._do(self._operations.cancel_booking(booking_id))
+
+    def enable_booking(self, booking_id: str, *, lock_key: str | None = None) -> Booking:
+        """Makes a cancelled booking active again, as if it were booked now. One that is active stays so.
+
+        Raises what :meth:`get_booking` and :meth:`book` raise.
+        """
+        return self._do(self._operations.enable_booking(booking_id, lock_key))
+
+    def reschedule_booking(self, booking_id: str, target_slot_id: str, *, lock_key: str | None = None) -> Booking:
+        """Moves a booking to another slot, as if it were booked there now; both slots count it in one step.
+
+        A cancelled booking moves without a place. Raises what :meth:`get_booking` and :meth:`book` raise.
+        """
+        return self._do(self._operations.reschedule_booking(booking_id, target_slot_id, lock_key))
+
+    def delete_booking(self, booking_id: str) -> bool:
+        """Removes a booking. True if it was there. Raises InvalidArgument, StoreCorrupt, StoreUnavailable."""
+        return self._do(self._operations.delete_booking(booking_id))
+
+    def list_bookings(
+        self,
+        *,
+        slot_id: str | None = None,
+        resource_id: str | None = None,
+        status: BookingStatus | None = None,
+        limit: int = 50,
+        page: int = 1,
+    ) -> BookingPage:
+        """A page of bookings in the order they were made: all, a slot's, a resource's, with one status.
+
+        Args:
+            slot_id: Only this slot's.
+            resource_id: Only this resource's.
+            status: Only ``active`` or only ``cancelled`` ones.
+            limit: Bookings on a page, 1 to 512.
+            page: Which page, from 1.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
 
     # The executor
 

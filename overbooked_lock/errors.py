@@ -10,6 +10,9 @@
     ├── LockLost                              extend, hold: the lock is gone
     ├── CapacityTooSmall                      fewer places than active bookings
     ├── SlotHasBookings                       active bookings stand on the slot
+    ├── SlotNotBookable                       no place can be booked: disabled, or full
+    ├── BookingNotFound                       no booking has this id
+    ├── BookingExists                         another booking has this id already
     ├── StoreCorrupt                          a key in Redis is not what we keep there
     ├── StoreUnavailable                      Redis could not be reached, or did not confirm
     └── EmbeddedServerError                   the embedded server can't be started
@@ -98,15 +101,16 @@ class SlotLocked(SlotError):
     """Another key holds the slot.
 
     ``locked_until`` is when that ends if nobody unlocks or extends it, ``retry_after`` how long that is
-    from now by Redis' clock.
+    from now by Redis' clock. The code is E050 where it was to be booked.
     """
 
     code, status = "E045", 422
     message = "slot {!r} is already locked"
 
-    def __init__(self, slot_id: str, locked_until: datetime, retry_after: timedelta) -> None:
+    def __init__(self, slot_id: str, locked_until: datetime, retry_after: timedelta, *, code: str = "E045") -> None:
         super().__init__(slot_id)
         self.args = (f"{self.args[0]} until {locked_until.isoformat(timespec='milliseconds')}",)
+        self.code = code
         self.locked_until = locked_until
         self.retry_after = retry_after
 
@@ -150,10 +154,46 @@ class SlotHasBookings(SlotError):
     message = "slot {!r} has active bookings"
 
 
-class StoreCorrupt(SlotError):
-    """A key of the slot in Redis holds something else than we keep there; other slots are not affected."""
+class SlotNotBookable(SlotError):
+    """No place of the slot can be booked now: ``reason`` is ``disabled`` or ``full``."""
 
-    message = "slot {!r}: its keys in Redis hold something that overbooked-lock did not write"
+    status = 422
+    message = "slot {!r} can't be booked"
+
+    def __init__(self, slot_id: str, reason: Literal["disabled", "full"]) -> None:
+        super().__init__(slot_id)
+        self.args = (f"{self.args[0]}: {reason}",)
+        self.reason = reason
+        self.code = {"full": "E049", "disabled": "E051"}[reason]
+
+
+class BookingNotFound(OverbookedError):
+    """No booking has this id: ``booking_id``."""
+
+    code, status = "E048", 404
+
+    def __init__(self, booking_id: str) -> None:
+        super().__init__(f"booking {booking_id!r} not found")
+        self.booking_id = booking_id
+
+
+class BookingExists(OverbookedError):
+    """A booking with this id is there already, and differs from the one to be made: ``booking_id``."""
+
+    code, status = "E013", 400
+
+    def __init__(self, booking_id: str) -> None:
+        super().__init__(f"booking {booking_id!r} exists already and is another one")
+        self.booking_id = booking_id
+
+
+class StoreCorrupt(SlotError):
+    """A key of the slot or booking in Redis holds something else than we keep there; others are not affected.
+
+    ``slot_id`` is the booking's id where the booking's key is the one.
+    """
+
+    message = "{!r}: its keys in Redis hold something that overbooked-lock did not write"
 
 
 class StoreUnavailable(OverbookedError):

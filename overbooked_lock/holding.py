@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument, LockKeyInvalid, LockLost, StoreUnavailable
-from overbooked_lock.models import Lock
+from overbooked_lock.models import Booking, Lock
 from overbooked_lock.store import log
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ class _Holding(Generic[Event]):
         self._lock: Lock | None = None
         self._limit: datetime | None = None
         self._cause: BaseException | None = None
+        self._booked = False
 
     @property
     def lock(self) -> Lock:
@@ -104,7 +106,21 @@ class _Holding(Generic[Event]):
 
     def _lose(self, cause: BaseException | None) -> None:
         self._cause = cause
-        self.lost.set()
+        if not self._booked:
+            self.lost.set()
+
+    @contextlib.contextmanager
+    def _booking(self) -> Iterator[None]:
+        """A booking consumes the lock: that the renewer misses it then is no loss."""
+        self.raise_if_lost()
+        self._booked = True
+        try:
+            yield
+        except BaseException:
+            self._booked = False
+            if isinstance(self._cause, LockLost):
+                self.lost.set()
+            raise
 
     def _end(self, *, released: bool, body_failed: bool) -> None:
         if not body_failed and (self.lost.is_set() or not released):
@@ -148,6 +164,8 @@ class Hold(_Holding[threading.Event]):
     ) -> None:
         self._over.set()
         self._renewer.join()
+        if self._booked:
+            return
         released = False
         try:
             released = self._engine.unlock(self.lock).released
@@ -157,6 +175,14 @@ class Hold(_Holding[threading.Event]):
             released = True
             self._not_unlocked(unavailable)
         self._end(released=released, body_failed=error is not None)
+
+    def book(self, *, metadata: Mapping[str, Any] | None = None, booking_id: str | None = None) -> Booking:
+        """Books the slot with this hold's lock. That ends the hold: leaving the body has nothing left to unlock.
+
+        Raises LockLost if the lock is lost, and what :meth:`LockEngine.book` raises; the hold goes on then.
+        """
+        with self._booking():
+            return self._engine.book(self.lock, metadata=metadata, booking_id=booking_id)
 
     def _keep(self) -> None:
         try:
@@ -202,6 +228,11 @@ class AsyncHold(_Holding[asyncio.Event]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._renewer is not None  # noqa: S101 - for the type: the body was entered
+        if self._booked:
+            self._renewer.cancel()
+            await asyncio.wait([self._renewer])
+            return
         # In a task of its own: a body that is cancelled twice must not leave the slot locked.
         unlocking = self._engine._spawn(self._unlock())  # noqa: SLF001 - family
         released = await asyncio.shield(unlocking)
@@ -219,6 +250,11 @@ class AsyncHold(_Holding[asyncio.Event]):
         except StoreUnavailable as unavailable:
             self._not_unlocked(unavailable)
             return True
+
+    async def book(self, *, metadata: Mapping[str, Any] | None = None, booking_id: str | None = None) -> Booking:
+        """Books the slot with this hold's lock. See :meth:`Hold.book`."""
+        with self._booking():
+            return await self._engine.book(self.lock, metadata=metadata, booking_id=booking_id)
 
     async def _keep(self) -> None:
         try:

@@ -3,14 +3,18 @@
 A slot's keys end in their kind, so no slot id, colons included, can reach another's. A namespace has no
 colon and is not one of our own first words, so no slot id of one namespace can reach a key of another.
 
-===================== ========== ===============================================================
-``slot:<id>:lock``    string     the lock_key, with the lock's end as its expiry
-``slot:<id>:record``  string     the slot: see ``lua/lib/record.lua``
-``slots:locks``       hash       slot id → fencing token of its lock; field ``""``: the last token
-``slots:expiry``      sorted set slot id by the end of its lock in ms
-``slots:starts``      sorted set slot id by its start in ms
-``slots:resources``   sorted set resource, start and slot id as one text, in its order
-===================== ========== ===============================================================
+======================= ========== ===============================================================
+``slot:<id>:lock``      string     the lock_key, with the lock's end as its expiry
+``slot:<id>:record``    string     the slot: see ``lua/lib/record.lua``
+``slots:locks``         hash       slot id → fencing token of its lock; field ``""``: the last token
+``slots:expiry``        sorted set slot id by the end of its lock in ms
+``slots:starts``        sorted set slot id by its start in ms
+``slots:resources``     sorted set resource, start and slot id as one text, in its order
+``booking:<id>:record`` string     the booking: see ``lua/lib/bookings.lua``
+``bookings:created``    sorted set booking id by when it was made in ms
+``bookings:slots``      sorted set slot, when it was made and booking id as one text, in its order
+``bookings:resources``  sorted set resource, when it was made and booking id as one text
+======================= ========== ===============================================================
 """
 
 from __future__ import annotations
@@ -29,9 +33,12 @@ class Keys:
         self.expiry = f"{prefix}slots:expiry"
         self.starts = f"{prefix}slots:starts"
         self.resources = f"{prefix}slots:resources"
+        self.bookings = [f"{prefix}bookings:{kind}" for kind in ("created", "slots", "resources")]
         self.slot_prefix = f"{prefix}slot:"
         self.lock_suffix = ":lock"
         self.record_suffix = ":record"
+        self.naming = (self.slot_prefix, self.lock_suffix, self.record_suffix, f"{prefix}booking:")
+        """How a script names the keys of a slot or a booking that it comes upon itself."""
 
     def lock(self, slot_id: str) -> str:
         return f"{self.slot_prefix}{slot_id}{self.lock_suffix}"
@@ -51,4 +58,16 @@ class Keys:
         """What a script needs that registers, changes or removes these slots."""
         keys = self.of_locks(slot_ids)
         keys[2:2] = self.starts, self.resources
+        return keys
+
+    def of_bookings(self, slot_ids: Iterable[str] = ()) -> list[str]:
+        """What a script needs that deals with bookings, on these slots or on those it comes upon."""
+        keys = self.of_locks(slot_ids)
+        keys[2:2] = self.bookings
+        return keys
+
+    def of_removal(self, slot_ids: Iterable[str] = ()) -> list[str]:
+        """What a script needs that removes slots, and what was booked on them."""
+        keys = self.of_slots(slot_ids)
+        keys[2:2] = self.bookings
         return keys

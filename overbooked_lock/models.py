@@ -6,7 +6,6 @@ Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,6 +18,7 @@ from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument, StoreCorrupt
 
 Status = Literal["active", "disabled"]
+BookingStatus = Literal["active", "cancelled"]
 
 
 def utc_date(date: datetime) -> str:
@@ -90,6 +90,39 @@ class Slot(BaseModel):
         return slot
 
 
+class Booking(BaseModel):
+    """A booking as the Overbooked API shows it: ``model_dump_json()`` is its payload, field for field.
+
+    ``lock_expired``, which is no part of the payload, tells that it was made with the key of a lock that had ended: the
+    place was still free, so it was given, but nothing had kept it for the caller.
+    """
+
+    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+
+    object_: Literal["booking"] = Field("booking", alias="_object")
+    resource_id: str
+    created_at: UtcDate
+    id: str
+    metadata: dict[str, JsonValue]
+    slot_id: str
+    status: BookingStatus
+    updated_at: UtcDate
+    lock_expired: bool = Field(default=False, exclude=True)
+
+    @classmethod
+    def from_record(cls, booking_id: str, record: bytes) -> Booking:
+        """Builds the payload from what Redis holds (see ``lua/lib/bookings.lua``)."""
+        head, slot_id, resource_id, metadata = record.decode().split("\n", 3)
+        flags, created_ms, updated_ms = head.split(" ")
+        booking: Booking = cls.__pydantic_validator__.validate_json(
+            f'{{"resource_id":{_quoted(resource_id)},"created_at":{created_ms},"id":{_quoted(booking_id)},'
+            f'"metadata":{metadata},"slot_id":{_quoted(slot_id)},'
+            f'"status":"{"active" if flags[1] == "A" else "cancelled"}","updated_at":{updated_ms},'
+            f'"lock_expired":{_BOOLEAN[flags[2] == "E"]}}}'
+        )
+        return booking
+
+
 @dataclass(frozen=True, kw_only=True)
 class NewSlot:
     """A slot to be registered. Each field is checked here: :class:`~overbooked_lock.errors.InvalidArgument`.
@@ -104,7 +137,7 @@ class NewSlot:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     lockable: bool = True
     status: Status = "active"
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    id: str = field(default_factory=arguments.new_id)
 
     def __post_init__(self) -> None:
         arguments.slot_id(self.id, "id")
@@ -219,6 +252,16 @@ class SlotPage:
     """A page of a list: ``slots``, and how many there are in ``total`` on all pages."""
 
     slots: tuple[Slot, ...]
+    total: int
+    limit: int
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class BookingPage:
+    """A page of a list: ``bookings``, and how many there are in ``total`` on all pages."""
+
+    bookings: tuple[Booking, ...]
     total: int
     limit: int
     page: int

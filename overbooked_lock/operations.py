@@ -20,7 +20,19 @@ from overbooked_lock.errors import (
     SlotNotFound,
     StoreUnavailable,
 )
-from overbooked_lock.models import LiveLock, Lock, NewSlot, Slot, SlotPage, Status, Unlocked, given_date
+from overbooked_lock.models import (
+    Booking,
+    BookingPage,
+    BookingStatus,
+    LiveLock,
+    Lock,
+    NewSlot,
+    Slot,
+    SlotPage,
+    Status,
+    Unlocked,
+    given_date,
+)
 
 T = TypeVar("T")
 
@@ -214,13 +226,9 @@ class Operations:
         return (yield from _all(Run(calls.create_slots, requests)))
 
     def get_slot(self, slot_id: str, lock_key: str | None) -> Operation[Slot]:
-        request = calls.GetRequest(arguments.slot_id(slot_id), "" if lock_key is None else arguments.lock_key(lock_key))
-        try:
-            return (yield from _one(Run(calls.get_slots, [request])))
-        except SlotNotFound:
-            if not (self._can_load and (yield Load(slot_id))):
-                raise
-        return (yield from _one(Run(calls.get_slots, [request])))
+        request = calls.GetRequest(arguments.slot_id(slot_id), _key_or_none(lock_key))
+        [slot] = yield from self._loading(Run(calls.get_slots, [request]))
+        return slot
 
     def update_slot(
         self,
@@ -246,7 +254,11 @@ class Operations:
         return (yield from _one(Run(calls.update_slot, [request])))
 
     def delete_slot(self, slot_id: str) -> Operation[bool]:
-        return (yield from _one(Run(calls.delete_slots, [calls.DeleteRequest(arguments.slot_id(slot_id))])))
+        request = calls.DeleteRequest(arguments.slot_id(slot_id))
+        deleted = None
+        while deleted is None:
+            deleted = yield from _one(Run(calls.delete_slots, [request]))
+        return deleted
 
     def list_slots(
         self,
@@ -264,7 +276,7 @@ class Operations:
             from_ms="" if start_date is None else str(arguments.milliseconds(start_date, "start_date")),
             to_ms="" if end_date is None else str(arguments.milliseconds(end_date, "end_date")),
             available="" if available is None else "01"[arguments.flag(available, "available")],
-            lock_key="" if lock_key is None else arguments.lock_key(lock_key),
+            lock_key=_key_or_none(lock_key),
             cursor=0,
             chunk=CHUNK,
             skip=skip,
@@ -273,7 +285,7 @@ class Operations:
         slots, total = list[Slot](), 0
         while True:
             [listed] = yield Run(calls.list_slots, [request], alone=True)
-            slots += listed.slots
+            slots += listed.found
             total += listed.matched
             if not listed.next_cursor:
                 return SlotPage(tuple(slots), total, limit, page)
@@ -283,11 +295,95 @@ class Operations:
         before_ms = arguments.milliseconds(before, "before")
         total = skip = 0
         while True:
-            [(pruned, kept)] = yield Run(calls.prune_slots, [(before_ms, skip, CHUNK)], alone=True)
+            [(pruned, kept, more)] = yield Run(calls.prune_slots, [(before_ms, skip, CHUNK)], alone=True)
             total += pruned
             skip += kept
-            if pruned + kept < CHUNK:
+            if not more:
                 return total
+
+    # Bookings
+
+    def book(
+        self,
+        slot: Lock | str,
+        lock_key: str | None,
+        fencing_token: int | None,
+        metadata: Mapping[str, Any] | None,
+        booking_id: str | None,
+    ) -> Operation[Booking]:
+        request = _book_request(slot, lock_key, fencing_token, metadata, booking_id)
+        [booking] = yield from self._loading(Run(calls.book, [request]))
+        return booking
+
+    def book_many(
+        self, slots: Iterable[Lock | str], lock_key: str | None, metadata: Mapping[str, Any] | None
+    ) -> Operation[list[Booking]]:
+        requests = [
+            _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, None) for slot in slots
+        ]
+        arguments.slot_ids([request.slot_id for request in requests])
+        return (yield from self._loading(Run(calls.book_many, requests, alone=True)))
+
+    def get_booking(self, booking_id: str) -> Operation[Booking]:
+        return (yield from _one(Run(calls.get_bookings, [_booking_request(booking_id)])))
+
+    def update_booking(self, booking_id: str, metadata: Mapping[str, Any]) -> Operation[Booking]:
+        return (
+            yield from _one(Run(calls.update_booking, [_booking_request(booking_id, arguments.metadata(metadata))]))
+        )
+
+    def cancel_booking(self, booking_id: str) -> Operation[Booking]:
+        return (yield from _one(Run(calls.cancel_booking, [_booking_request(booking_id)])))
+
+    def enable_booking(self, booking_id: str, lock_key: str | None) -> Operation[Booking]:
+        return (yield from _one(Run(calls.enable_booking, [_booking_request(booking_id, _key_or_none(lock_key))])))
+
+    def reschedule_booking(self, booking_id: str, target_slot_id: str, lock_key: str | None) -> Operation[Booking]:
+        target = arguments.slot_id(target_slot_id, "target_slot_id")
+        request = _booking_request(booking_id, target, _key_or_none(lock_key))
+        [booking] = yield from self._loading(Run(calls.reschedule_booking, [request]))
+        return booking
+
+    def delete_booking(self, booking_id: str) -> Operation[bool]:
+        request = calls.DeleteBookingRequest(arguments.slot_id(booking_id, "booking_id"))
+        return (yield from _one(Run(calls.delete_bookings, [request])))
+
+    def list_bookings(
+        self, slot_id: str | None, resource_id: str | None, status: BookingStatus | None, limit: int, page: int
+    ) -> Operation[BookingPage]:
+        limit, skip = arguments.page(limit, page)
+        if status not in (None, "active", "cancelled"):
+            raise InvalidArgument("status", "must be 'active' or 'cancelled', or None for both")
+        request = calls.ListBookingsRequest(
+            slot_id="" if slot_id is None else arguments.slot_id(slot_id),
+            resource_id="" if resource_id is None else arguments.slot_id(resource_id, "resource_id"),
+            status="" if status is None else {"active": "A", "cancelled": "C"}[status],
+            cursor=0,
+            chunk=CHUNK,
+            skip=skip,
+            limit=limit,
+        )
+        bookings, total = list[Booking](), 0
+        while True:
+            [listed] = yield Run(calls.list_bookings, [request], alone=True)
+            bookings += listed.found
+            total += listed.matched
+            if not listed.next_cursor:
+                return BookingPage(tuple(bookings), total, limit, page)
+            request = request._replace(
+                cursor=listed.next_cursor, skip=max(0, skip - total), limit=limit - len(bookings)
+            )
+
+    def _loading(self, run: Run) -> Operation[Any]:
+        """The outcomes of a run; slots that it lacks are asked of the host first."""
+        asked: set[str] = set()
+        while True:
+            try:
+                return (yield from _all(run))
+            except SlotNotFound as missing:
+                if not self._can_load or missing.slot_id in asked or not (yield Load(missing.slot_id)):
+                    raise
+                asked.add(missing.slot_id)
 
 
 def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
@@ -327,6 +423,34 @@ def _claims(locks: Iterable[Lock | str], lock_key: str | None) -> list[calls.Cla
     claims = [_claim(lock, None if isinstance(lock, Lock) else lock_key) for lock in locks]
     arguments.slot_ids([claim.slot_id for claim in claims])
     return claims
+
+
+def _book_request(
+    slot: Lock | str,
+    lock_key: str | None,
+    fencing_token: int | None,
+    metadata: Mapping[str, Any] | None,
+    booking_id: str | None,
+) -> calls.BookRequest:
+    if isinstance(slot, Lock) or lock_key is not None or fencing_token is not None:
+        claim = _claim(slot, lock_key, fencing_token)
+    else:
+        claim = calls.ClaimRequest(arguments.slot_id(slot), "")
+    return calls.BookRequest(
+        claim.slot_id,
+        arguments.booking_id(booking_id),
+        claim.lock_key,
+        claim.fencing_token,
+        arguments.metadata({} if metadata is None else metadata),
+    )
+
+
+def _booking_request(booking_id: str, *own: str) -> calls.BookingRequest:
+    return calls.BookingRequest(arguments.slot_id(booking_id, "booking_id"), own)
+
+
+def _key_or_none(lock_key: str | None) -> str:
+    return "" if lock_key is None else arguments.lock_key(lock_key)
 
 
 def _create_request(slot: NewSlot) -> calls.CreateRequest:

@@ -1,4 +1,4 @@
--- The one place that says whether a slot can be taken. Whose lock is on it, if any, comes from lock_of.
+-- The one place that says whether a slot can be taken.
 
 -- Why nobody can book this slot, nil if somebody can; then whether it is lockable.
 local function unbookable(record)
@@ -13,8 +13,12 @@ local function unbookable(record)
   return nil, lockable
 end
 
--- Would a booking by the one who gives this lock_key succeed now? 1 or 0, as the payload's `available`.
+-- What stands in the way of a booking by the one who gives this lock_key; nil if nothing does.
+local function obstacle(record, lock, lock_key)
+  return (unbookable(record)) or lock and lock.key ~= lock_key and 'taken' or nil
+end
+
+-- The same as the payload's `available`, 1 or 0.
 local function available(record, lock, lock_key)
-  local open = record and not unbookable(record) and (not lock or lock.key == lock_key)
-  return open and 1 or 0
+  return record and not obstacle(record, lock, lock_key) and 1 or 0
 end

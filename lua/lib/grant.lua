@@ -9,14 +9,14 @@ local seen = 0
 for at = 1, 2 * count do
   seen = values[at] and seen + 1 or seen
 end
-local some_foreign = redis.call('EXISTS', unpack(KEYS, FIRST_KEY)) > seen
+local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 
 local reply, refused = {now_us}, false
 local granted, prolonged, fields, dates = {}, {}, {'', 0}, {}
 for i = 1, count do
   local argument = HEAD + (i - 1) * STRIDE
   local lock_key, given, token = ARGV[argument + 2], ARGV[argument + 3], STRIDE > 3 and ARGV[argument + 4] or ''
-  local record, lock, tag, lockable = record_of(i), lock_of(i), nil, nil
+  local record, lock, tag, lockable = records[ids[i]], lock_of(i), nil, nil
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now.
   local until_ms = tonumber(given)

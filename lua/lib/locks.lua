@@ -1,28 +1,21 @@
--- The slots of this call and their locks, read in a fixed number of commands whatever their number.
--- The script says where they stand: the first slot's KEYS, the ARGV before the first slot, the ARGV of each.
+-- The locks and records of slots, read in a fixed number of commands whatever their number. `ids` says which slots,
+-- `names` the keys of lock and record of each.
 local locks, expiry = KEYS[1], KEYS[2]
-local count = (#KEYS - FIRST_KEY + 1) / 2
-local values = redis.call('MGET', unpack(KEYS, FIRST_KEY))
+local values = #names > 0 and redis.call('MGET', unpack(names)) or {}
 
-local ids = {}
-for i = 1, count do
-  ids[i] = ARGV[HEAD + (i - 1) * STRIDE + 1]
-end
-
-local function argument(i, position)
-  return ARGV[HEAD + (i - 1) * STRIDE + position]
+-- By a slot's id and not by its place: callers may name one slot twice in a call, and the later must see what the
+-- earlier did. The same goes for `held` below.
+local records = {}
+for i, id in ipairs(ids) do
+  records[id] = values[2 * i]
 end
 
 local function lock_name(i)
-  return KEYS[FIRST_KEY + 2 * (i - 1)]
+  return names[2 * i - 1]
 end
 
 local function record_name(i)
-  return KEYS[FIRST_KEY + 2 * (i - 1) + 1]
-end
-
-local function record_of(i)
-  return values[2 * i]
+  return names[2 * i]
 end
 
 local function is_foreign(i)
@@ -30,8 +23,7 @@ local function is_foreign(i)
     or not values[2 * i] and redis.call('EXISTS', record_name(i)) == 1
 end
 
--- What holds a slot, by its id and not by its place: callers may name one slot twice in a call, and the later must
--- see what the earlier did. False where nothing holds it.
+-- What holds a slot; false where nothing does.
 local held = {}
 
 local function lock_of(i)

@@ -1,12 +1,35 @@
--- Removes a slot and all that is kept of it. The shared keys must be what they should be before the first write.
+-- Removes slots with all that is kept of them, bookings that were cancelled included. A call removes so many of those,
+-- and the next goes on. What is written to must be what it should be before the first write.
+local starts, resources = KEYS[6], KEYS[7]
 redis.call('HLEN', KEYS[1])
-for i = 2, 4 do
-  redis.call('ZCARD', KEYS[i])
+for _, at in ipairs({2, 6, 7}) do
+  redis.call('ZCARD', KEYS[at])
+end
+local budget = 512
+
+local function remove_bookings(id, record)
+  local entries = redis.call('ZRANGEBYLEX', by_slot, '[' .. id .. '\n', '(' .. id .. '\11', 'LIMIT', 0, budget)
+  for _, text in ipairs(entries) do
+    local name = booking_name_of(id_in(text))
+    unindex_booking(id_in(text), read_booking(redis.call('GET', name)))
+    redis.call('DEL', name)
+  end
+  budget = budget - #entries
+  record.cancelled = string.format('%d', record.cancelled - #entries)
+  redis.call('SET', record_name_of(id), write_record(record))
 end
 
-local function remove(starts, resources, record, id, record_name, lock_name)
-  redis.call('DEL', record_name, lock_name)
+-- Returns whether the slot is gone: if not, this call has done enough, and the next must go on.
+local function remove(id, record)
+  if record.cancelled ~= '0' then
+    remove_bookings(id, record)
+  end
+  if budget <= 0 then
+    return false
+  end
+  redis.call('DEL', record_name_of(id), lock_name_of(id))
   redis.call('HDEL', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)
   unindex(starts, resources, record, id)
+  return true
 end

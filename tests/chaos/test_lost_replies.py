@@ -184,6 +184,33 @@ def test_a_deletion_whose_reply_is_lost_succeeds(engine: LockEngine, proxy: Prox
         engine.get_slot(slot.id)
 
 
+def test_a_booking_whose_reply_is_lost_is_one_booking(engine: LockEngine, proxy: Proxy, new_slot: NewSlots) -> None:
+    """Made again it finds itself: the lock counts as consumed and not as expired, and the place is taken once."""
+    slot = engine.create_slot(new_slot(capacity=2))
+    lock = engine.lock(slot.id, lock_for=MINUTE)
+    proxy.lose_reply(runs(scripts.BOOK))
+    booking = engine.book(lock)
+    assert not booking.lock_expired
+    assert engine.get_slot(slot.id).num_active_bookings == 1
+    assert engine.list_bookings().bookings == (booking,)
+
+
+def test_what_becomes_of_a_booking_survives_a_lost_reply(engine: LockEngine, proxy: Proxy, new_slot: NewSlots) -> None:
+    """Each change is made once, whatever the number of tries."""
+    slot, target = engine.create_slots([new_slot(), new_slot()])
+    booking = engine.book(slot.id)
+    proxy.lose_reply(runs(scripts.CANCEL_BOOKING))
+    assert engine.cancel_booking(booking.id).status == "cancelled"
+    proxy.lose_reply(runs(scripts.ENABLE_BOOKING))
+    assert engine.enable_booking(booking.id).status == "active"
+    proxy.lose_reply(runs(scripts.RESCHEDULE_BOOKING))
+    assert engine.reschedule_booking(booking.id, target.id).slot_id == target.id
+    assert (engine.get_slot(slot.id).num_bookings, engine.get_slot(target.id).num_bookings) == (0, 1)
+    proxy.lose_reply(runs(scripts.DELETE_BOOKINGS))
+    assert engine.delete_booking(booking.id) is True
+    assert engine.get_slot(target.id).num_bookings == 0
+
+
 def test_a_request_that_is_cut_off_is_sent_again(engine: LockEngine, proxy: Proxy, store: Store) -> None:
     """What the server never saw it is told again."""
     proxy.cut_request(LOCK, times=2)

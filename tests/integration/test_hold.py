@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 
-from overbooked_lock import AsyncLockEngine, InvalidArgument, LockEngine, LockLost, Slot, SlotLocked
+from overbooked_lock import AsyncLockEngine, InvalidArgument, LockEngine, LockLost, Slot, SlotLocked, SlotNotBookable
 
 MINUTE = timedelta(minutes=1)
 SHORT = timedelta(milliseconds=240)
@@ -149,3 +149,39 @@ def new_thread() -> Callable[..., None]:
         thread.join()
 
     return run
+
+
+def test_a_hold_ends_with_its_booking(lock_engine: LockEngine, slot: Slot) -> None:
+    """The booking consumes the lock; nothing is lost, and nothing is left to unlock."""
+    with lock_engine.hold(slot.id, lock_for=SHORT) as hold:
+        booking = hold.book(metadata={"name": "Ada"})
+        assert not hold.lost.wait(2 * SHORT.total_seconds())  # the renewer finds no lock any more
+    assert lock_engine.get_booking(booking.id) == booking
+    assert lock_engine.list_locks() == []
+
+
+async def test_an_async_hold_ends_with_its_booking(async_lock_engine: AsyncLockEngine, slot: Slot) -> None:
+    """The same with await."""
+    async with async_lock_engine.hold(slot.id, lock_for=SHORT) as hold:
+        booking = await hold.book()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(hold.lost.wait(), 2 * SHORT.total_seconds())
+    assert (await async_lock_engine.get_booking(booking.id)).status == "active"
+
+
+def test_a_hold_whose_booking_is_refused_goes_on(lock_engine: LockEngine, slot: Slot) -> None:
+    """The lock is still there and is unlocked at the end."""
+    with lock_engine.hold(slot.id, lock_for=MINUTE) as hold:
+        lock_engine.disable_slot(slot.id)
+        with pytest.raises(SlotNotBookable):
+            hold.book()
+        assert lock_engine.check(hold.lock) == hold.lock
+    assert lock_engine.check(hold.lock) is None
+
+
+def test_a_hold_that_lost_its_lock_books_nothing(lock_engine: LockEngine, slot: Slot) -> None:
+    """Although the place may be free."""
+    with pytest.raises(LockLost), lock_engine.hold(slot.id, lock_for=SHORT, renew=False) as hold:
+        assert hold.lost.wait(10)
+        hold.book()
+    assert lock_engine.list_bookings().total == 0

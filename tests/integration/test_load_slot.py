@@ -160,3 +160,14 @@ async def test_tasks_ask_once_at_a_time(lock_server: EmbeddedServer, lock_namesp
     assert asked == ["seat-1"]
     assert isinstance(results[0], asyncio.CancelledError)
     assert sum(not isinstance(result, SlotLocked | asyncio.CancelledError) for result in results) == 1
+
+
+def test_booking_fetches_what_is_not_here(loading: LockEngine, database: Database) -> None:
+    """As locking does: one, a row, and where a booking is to go; and only once."""
+    booking = loading.book("seat-1")
+    assert [booking.slot_id for booking in loading.book_many(["seat-2", "seat-3"])] == ["seat-2", "seat-3"]
+    assert loading.reschedule_booking(booking.id, "seat-4").slot_id == "seat-4"
+    assert database.asked == ["seat-1", "seat-2", "seat-3", "seat-4"]
+    database.answer = lambda _: None
+    with pytest.raises(SlotNotFound, match="seat-5"):
+        loading.book("seat-5")

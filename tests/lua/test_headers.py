@@ -33,10 +33,30 @@ BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
         calls.UpdateRequest("s"),
         "updated not_found corrupt capacity_too_small start_not_before_end",
     ),
-    "delete_slots": (calls.delete_slots, calls.DeleteRequest("s"), "deleted not_found has_bookings corrupt"),
+    "delete_slots": (calls.delete_slots, calls.DeleteRequest("s"), "deleted more not_found has_bookings corrupt"),
     "list_slots": (calls.list_slots, calls.ListRequest("", "", "", "", "", 0, 10, 0, 10), ""),
     "list_locks": (calls.list_locks, (0, 10), ""),
     "prune_slots": (calls.prune_slots, (1, 0, 10), ""),
+    "book": (
+        calls.book,
+        calls.BookRequest("s", "b", "k", "", "{}"),
+        "booked exists slot_not_found disabled full taken corrupt withheld",
+    ),
+    "get_bookings": (calls.get_bookings, calls.BookingRequest("b"), "found not_found corrupt"),
+    "update_booking": (calls.update_booking, calls.BookingRequest("b", ("{}",)), "updated not_found corrupt"),
+    "cancel_booking": (calls.cancel_booking, calls.BookingRequest("b"), "cancelled not_found corrupt"),
+    "enable_booking": (
+        calls.enable_booking,
+        calls.BookingRequest("b", ("",)),
+        "enabled not_found slot_not_found disabled full taken corrupt",
+    ),
+    "reschedule_booking": (
+        calls.reschedule_booking,
+        calls.BookingRequest("b", ("s", "")),
+        "rescheduled not_found slot_not_found disabled full taken corrupt",
+    ),
+    "delete_bookings": (calls.delete_bookings, calls.DeleteBookingRequest("b"), "deleted not_found corrupt"),
+    "list_bookings": (calls.list_bookings, calls.ListBookingsRequest("", "", "", 0, 10, 0, 10), ""),
 }
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua"))
 
@@ -57,6 +77,7 @@ def _words(text: str) -> list[str]:
 
 def _split(text: str) -> tuple[list[str], list[str]]:
     """What stands once, and what stands for each slot."""
+    text = text.replace("per booking:", "per slot:")
     once, _, each = text.rpartition("then per slot:") if "then per slot:" in text else text.rpartition("per slot:")
     return (_words(once), _words(each)) if each != text else (_words(text), [])
 
@@ -92,7 +113,9 @@ def test_keys_and_arguments_are_what_the_builder_sends(name: str, slots: int) ->
     assert len(call.args) == _counts(header["ARGV"], len(requests))
     kinds = {"lock": "header:slot:s:lock", "record": "header:slot:s:record"}
     once, each = _split(header["KEYS"])
-    assert call.keys[: len(once) + len(each)] == [kinds.get(kind, f"header:slots:{kind}") for kind in once + each]
+    assert call.keys[: len(once) + len(each)] == [
+        kinds.get(kind, f"header:{kind if ':' in kind else 'slots:' + kind}") for kind in once + each
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -112,7 +135,7 @@ def test_the_reply_has_the_width_that_the_header_names(name: str, raw: redis.Red
     call = build(Settings(Keys(lock_namespace), 60_000, "registered"), requests)
     reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
     once, each = _split(_header(name)["Reply"])
-    rows = 0 if name == "list_slots" else len(requests)
+    rows = 0 if name.startswith("list_") else len(requests)
     assert len(reply) == len(once) + rows * len(each)
 
 

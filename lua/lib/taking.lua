@@ -1,0 +1,35 @@
+-- A place in slot i for a booking by the one who gives this lock_key. The lock it has by that key is consumed.
+
+-- What a lock's end is written to must be what it should be before the first write.
+for i = 1, #ids do
+  if lock_of(i) then
+    token_of(i)
+    end_of(i)
+  end
+end
+
+-- Why this caller can't have the place, nil if it can; then until when another holds the slot.
+local function refusal(i, lock_key, token)
+  local record, lock = records[ids[i]], lock_of(i)
+  if not record then
+    return redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'slot_not_found'
+  end
+  local tag = obstacle(record, lock, lock_key)
+  if not tag and lock and claim_on(i, lock_key, token) ~= 'yours' then
+    tag = 'taken'  -- by a later lock of the same key
+  end
+  return tag, tag == 'taken' and end_of(i)
+end
+
+-- Returns what became of the lock: K if it was consumed, E if it had ended, N if there was no talk of one.
+local function take(i, lock_key)
+  count_bookings(i, 1, 0)
+  if not lock_of(i) then
+    return lock_key == '' and 'N' or 'E'
+  end
+  redis.call('ZREM', expiry, ids[i])
+  redis.call('HDEL', locks, ids[i])
+  redis.call('DEL', lock_name(i))
+  held[ids[i]] = false
+  return 'K'
+end
