@@ -21,13 +21,28 @@ from overbooked_lock.errors import (
     SlotNotLockable,
     StoreCorrupt,
     StoreUnavailable,
+    TooManyLocks,
 )
 from overbooked_lock.holding import AsyncHold, Hold
-from overbooked_lock.models import Booking, BookingPage, LiveLock, Lock, NewSlot, Slot, SlotPage, Unlocked
+from overbooked_lock.models import (
+    ApiKey,
+    ApiKeyInfo,
+    Booking,
+    BookingPage,
+    LiveLock,
+    Lock,
+    NewSlot,
+    Quota,
+    Slot,
+    SlotPage,
+    Unlocked,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ApiKey",
+    "ApiKeyInfo",
     "AsyncHold",
     "AsyncLockEngine",
     "Booking",
@@ -46,6 +61,7 @@ __all__ = [
     "LockLost",
     "NewSlot",
     "OverbookedError",
+    "Quota",
     "Slot",
     "SlotError",
     "SlotExists",
@@ -57,5 +73,6 @@ __all__ = [
     "SlotPage",
     "StoreCorrupt",
     "StoreUnavailable",
+    "TooManyLocks",
     "Unlocked",
 ]

@@ -20,12 +20,16 @@ from overbooked_lock.errors import InvalidArgument, SlotExists
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
+    ApiKey,
+    ApiKeyInfo,
     Booking,
     BookingPage,
     BookingStatus,
+    KeyKind,
     LiveLock,
     Lock,
     NewSlot,
+    Quota,
     Slot,
     SlotPage,
     Status,
@@ -108,9 +112,10 @@ class AsyncLockEngine:
         lock_until: datetime | None = None,
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
+        quota: Quota | None = None,
     ) -> Lock:
         """Locks a slot until a date, or for a duration from Redis' now."""
-        return await self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait))
+        return await self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota))
 
     async def lock_many(
         self,
@@ -120,9 +125,10 @@ class AsyncLockEngine:
         lock_until: datetime | None = None,
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
+        quota: Quota | None = None,
     ) -> list[Lock]:
         """Locks up to 512 slots with one key: all of them or none, in one step."""
-        return await self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait))
+        return await self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait, quota))
 
     async def unlock(
         self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None
@@ -306,6 +312,34 @@ class AsyncLockEngine:
     ) -> BookingPage:
         """A page of bookings in the order they were made: all, a slot's, a resource's, with one status."""
         return await self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
+
+    # API keys
+
+    async def create_api_key(self, kind: KeyKind, *, name: str = "") -> ApiKey:
+        """Makes an API key, and registers its hash."""
+        return await self._do(self._operations.create_api_key(kind, name))
+
+    async def list_api_keys(self) -> list[ApiKeyInfo]:
+        """All API keys, the oldest first. Raises StoreUnavailable."""
+        return await self._do(self._operations.list_api_keys())
+
+    async def find_api_key(self, key: str) -> ApiKeyInfo | None:
+        """Which API key this is; None if there is none, or the text can't be one."""
+        return await self._do(self._operations.find_api_key(key))
+
+    async def revoke_api_key(self, key_id: str) -> bool:
+        """Removes an API key, at once. True if it was there."""
+        return await self._do(self._operations.revoke_api_key(key_id))
+
+    # Answers
+
+    async def keep_answer(self, name: str, answer: str, *, keep_for: timedelta) -> str:
+        """Keeps an answer under a name, unless there is one already; returns the one that is kept."""
+        return await self._do(self._operations.keep_answer(name, answer, keep_for))
+
+    async def get_answer(self, name: str) -> str | None:
+        """The answer that is kept under a name, None if there is none."""
+        return await self._do(self._operations.get_answer(name))
 
     # What drives the steps
 

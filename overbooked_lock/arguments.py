@@ -11,6 +11,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -23,6 +24,12 @@ MAX_SLOTS = 512
 
 MAX_CAPACITY = 1_000_000_000
 
+MAX_ANSWER = 128 * 1024
+"""Longest answer that is kept, in bytes."""
+
+MAX_QUOTA = 1000
+"""Most live locks that a quota can allow: a script looks at all of them when its holder is at the limit."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _YEAR_1_MS = -62_135_596_800_000
@@ -30,7 +37,10 @@ _YEAR_1_MS = -62_135_596_800_000
 # Control characters separate the parts of an index entry, and a lone surrogate is no text at all.
 _is_id = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,255}").fullmatch
 _is_key = re.compile(r"[^\ud800-\udfff]{1,255}", re.DOTALL).fullmatch
-_is_namespace = re.compile(r"(?!(?:slot|booking)s?$)[A-Za-z0-9_.-]{1,64}").fullmatch
+_is_api_key = re.compile(r"[ps]k_[0-9a-f]{64}").fullmatch
+_is_api_key_id = re.compile(r"[0-9a-f]{16}").fullmatch
+_is_name = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,100}").fullmatch
+_is_namespace = re.compile(r"(?!(?:slots?|bookings?|holder|api|answer)$)[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
 def slot_id(value: object, name: str = "slot_id") -> str:
@@ -115,6 +125,67 @@ def positive_milliseconds(value: object, name: str) -> int:
     raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
 
 
+def holder(value: object) -> str:
+    """Whoever a quota is for: any 1 to 255 characters."""
+    if isinstance(value, str) and _is_key(value):
+        return value
+    raise InvalidArgument("holder", "must be a string of 1 to 255 characters")
+
+
+def most_locks(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_QUOTA:
+        return value
+    raise InvalidArgument("most", f"must be an int from 1 to {MAX_QUOTA:,}")
+
+
+def kind_of_key(value: object) -> Literal["P", "S"]:
+    """The kind of an API key, as the scripts have it."""
+    if value == "public":
+        return "P"
+    if value == "secret":
+        return "S"
+    raise InvalidArgument("kind", "must be 'public' or 'secret'")
+
+
+def new_api_key(kind: Literal["P", "S"]) -> str:
+    """A random API key of 256 bits."""
+    return f"{kind.lower()}k_{secrets.token_hex(32)}"
+
+
+def is_api_key(value: object) -> bool:
+    return isinstance(value, str) and _is_api_key(value) is not None
+
+
+def api_key_id(value: object) -> str:
+    # What was given is not shown: it may be the key itself.
+    if isinstance(value, str) and _is_api_key_id(value):
+        return value
+    raise InvalidArgument("key_id", "must be the id of an API key, 16 lower-case hex digits")
+
+
+def name(value: object) -> str:
+    """What people call a thing: at most 100 characters, none of them a control character."""
+    if isinstance(value, str) and _is_name(value):
+        return value
+    raise InvalidArgument("name", "must be a string of at most 100 characters without control characters")
+
+
+def answer_name(value: object) -> str:
+    """The name that an answer is kept under: any 1 to 255 characters."""
+    if isinstance(value, str) and _is_key(value):
+        return value
+    raise InvalidArgument("name", "must be a string of 1 to 255 characters")
+
+
+def answer(value: object) -> str:
+    """Any text of at most 128 KiB in UTF-8."""
+    # What has more characters has more bytes, too: nothing huge is encoded only to be counted.
+    with suppress(UnicodeEncodeError):  # a lone surrogate is no text
+        if isinstance(value, str) and len(value) <= MAX_ANSWER and len(value.encode()) <= MAX_ANSWER:
+            return value
+    raise InvalidArgument("answer", f"must be a string of at most {MAX_ANSWER // 1024} KiB in UTF-8")
+
+
 def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: int) -> str:
     """The end of a lock as the scripts take it: a date in ms, or ``+ms`` from Redis' now."""
     if lock_for is not None and lock_until is None:
@@ -180,7 +251,9 @@ def namespace(value: object) -> str:
     """What goes before the keys. Without colons, and never the first word of a key: see ``keys.py``."""
     if isinstance(value, str) and _is_namespace(value):
         return value
-    raise InvalidArgument("namespace", "must be 1 to 64 letters, digits, '_', '.' or '-', and not 'slot' or 'slots'")
+    raise InvalidArgument(
+        "namespace", "must be 1 to 64 letters, digits, '_', '.' or '-', and no first word of our own keys, like 'slot'"
+    )
 
 
 def max_lock(value: object) -> int:

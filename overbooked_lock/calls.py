@@ -33,9 +33,11 @@ from overbooked_lock.errors import (
     SlotNotFound,
     SlotNotLockable,
     StoreCorrupt,
+    StoreUnavailable,
+    TooManyLocks,
 )
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import Booking, LiveLock, Lock, Slot, Unlocked
+from overbooked_lock.models import ApiKeyInfo, Booking, KeyKind, LiveLock, Lock, Quota, Slot, Unlocked
 
 Reply = list[Any]
 T = TypeVar("T")
@@ -81,6 +83,7 @@ class LockRequest(NamedTuple):
     fencing_token: str = ""
     key_is_new: bool = False
     """The engine made the key for this very request: nobody can have held the slot with it before."""
+    quota: Quota | None = None
 
 
 class ClaimRequest(NamedTuple):
@@ -168,6 +171,24 @@ class ListBookingsRequest(NamedTuple):
     limit: int
 
 
+class KeyRequest(NamedTuple):
+    """An API key to be registered: the SHA-256 of it, and never the key."""
+
+    key_hash: str
+    kind: Literal["P", "S"]
+    name: str
+
+
+class RevokeRequest(NamedTuple):
+    key_id: str
+
+
+class AnswerRequest(NamedTuple):
+    name: str
+    answer: str
+    keep_ms: int
+
+
 class Listed(NamedTuple, Generic[T]):
     found: list[T]
     matched: int
@@ -183,14 +204,18 @@ def _own_work(request: Any, outcome: Any) -> Any:
     if isinstance(outcome, Unlocked) and request.fencing_token:
         # Without a token the key may never have held the slot.
         return replace(outcome, released=True)
-    return True if isinstance(request, DeleteRequest | DeleteBookingRequest) and outcome is False else outcome
+    removal = isinstance(request, DeleteRequest | DeleteBookingRequest | RevokeRequest)
+    return True if removal and outcome is False else outcome
 
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
-    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode]
+    names = settings.keys
+    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode, names.slot_prefix, names.lock_suffix]
     for request in requests:
         args += request[:3]
-    keys = settings.keys.of_locks(_ids(requests))
+        quota = request.quota
+        args.append("" if quota is None else f"{quota.most} {names.locks_of(quota.holder)}")
+    keys = names.of_locks(_ids(requests))
     return Call(scripts.LOCK, keys, args, partial(_granted, settings, requests, _locked_by_another))
 
 
@@ -376,6 +401,75 @@ def _on_bookings(script: scripts.Script, settings: Settings, requests: Sequence[
     return Call(script, keys.of_bookings(), args, partial(_bookings, named))
 
 
+def create_api_key(settings: Settings, requests: Sequence[KeyRequest]) -> Call:
+    hashes = [request.key_hash for request in requests]
+    return Call(scripts.CREATE_API_KEY, [settings.keys.api_keys], _fields(requests), partial(_api_keys, hashes))
+
+
+def find_api_key(settings: Settings, requests: Sequence[str]) -> Call:
+    """Takes hashes; the outcome is None where no API key has it."""
+    return Call(scripts.FIND_API_KEY, [settings.keys.api_keys], requests, partial(_api_keys, requests))
+
+
+def list_api_keys(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call:
+    """Takes one (cursor, chunk); the outcome is (API keys, next cursor)."""
+
+    def parse(reply: Reply, _: float) -> list[tuple[list[ApiKeyInfo], int]]:
+        infos = (_api_key(key_hash.decode(), record) for key_hash, record in zip(reply[1::2], reply[2::2], strict=True))
+        return [([info for info in infos if info is not None], int(reply[0]))]
+
+    return Call(scripts.LIST_API_KEYS, [settings.keys.api_keys], requests[0], parse)
+
+
+def revoke_api_key(settings: Settings, requests: Sequence[RevokeRequest]) -> Call:
+    """The outcome is True for an API key that this call removed, False for one that was not there."""
+    ids = [request.key_id for request in requests]
+    return Call(
+        scripts.REVOKE_API_KEY, [settings.keys.api_keys], ids, lambda reply, _: [tag == b"revoked" for tag in reply]
+    )
+
+
+def _api_keys(hashes: Sequence[str], reply: Reply, _: float) -> list[ApiKeyInfo | None]:
+    return [_api_key(key_hash, record) for key_hash, record in zip(hashes, reply, strict=True)]
+
+
+def _api_key(key_hash: str, record: bytes | None) -> ApiKeyInfo | None:
+    """None for a record that we did not write, too: it opens nothing."""
+    try:
+        version_and_kind, created_ms, name = (record or b"").decode().split(" ", 2)
+        kind = {"1P": "public", "1S": "secret"}[version_and_kind]
+        return ApiKeyInfo(key_hash[:16], cast("KeyKind", kind), name, from_milliseconds(int(created_ms)))
+    except (ValueError, KeyError, OverflowError):
+        return None
+
+
+def keep_answer(settings: Settings, requests: Sequence[AnswerRequest]) -> Call:
+    """The outcome is the answer that is kept."""
+    keys = [settings.keys.answer(request.name) for request in requests]
+
+    def parse(reply: Reply, _: float) -> list[str | OverbookedError]:
+        outcomes: list[str | OverbookedError] = []
+        for request, tag, text in zip(requests, reply[::2], reply[1::2], strict=True):
+            if tag == b"corrupt":
+                outcomes.append(StoreUnavailable("not_applied", "a key of ours holds something else"))
+            else:
+                outcomes.append(request.answer if tag == b"kept" else text.decode(errors="replace"))
+        return outcomes
+
+    args = [field for request in requests for field in request[1:]]
+    return Call(scripts.KEEP_ANSWER, keys, args, parse)
+
+
+def get_answer(settings: Settings, requests: Sequence[str]) -> Call:
+    """Takes names; the outcome is None where no answer is kept."""
+    keys = [settings.keys.answer(name) for name in requests]
+
+    def parse(reply: Reply, _: float) -> list[str | None]:
+        return [None if text is None else text.decode(errors="replace") for text in reply]
+
+    return Call(scripts.GET_ANSWER, keys, (), parse)
+
+
 def _ids(requests: Iterable[Any]) -> list[str]:
     return [request.slot_id for request in requests]
 
@@ -399,13 +493,15 @@ def _granted(
     outcomes: list[Lock | OverbookedError] = []
     now_us = reply[0]
     for request, (tag, record, until_ms, token) in zip(requests, _rows(reply), strict=True):
-        slot_id, lock_key, _, _, key_is_new = request
+        slot_id, lock_key, _, _, key_is_new, quota = request
         if tag in (b"locked", b"yours"):
             # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
             already_held = tag == b"yours" and not key_is_new
             outcomes.append(_lock(slot_id, lock_key, already_held, record, until_ms, token, now_us, sent_at))
         elif tag == b"taken":
             outcomes.append(taken(slot_id, until_ms, now_us))
+        elif tag == b"too_many" and quota is not None:
+            outcomes.append(_over_quota(slot_id, quota.most, until_ms, now_us))
         elif tag != b"withheld":
             # What was withheld has nothing wrong with it: another slot of the call was in the way.
             outcomes.append(_refusal(settings, slot_id, tag.decode(), now_us))
@@ -427,8 +523,17 @@ def _lock(
 
 
 def _locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:
-    retry_after = timedelta(microseconds=max(0, until_ms * 1000 - now_us))
-    return SlotLocked(slot_id, from_milliseconds(until_ms), retry_after, code=code)
+    return SlotLocked(slot_id, from_milliseconds(until_ms), _time_until(until_ms, now_us), code=code)
+
+
+def _over_quota(slot_id: str, most: int, until_ms: int, now_us: int) -> OverbookedError:
+    if not until_ms:
+        return InvalidArgument("slot_ids", f"must name at most {most} slots that are not yours yet: the quota's most")
+    return TooManyLocks(slot_id, most, _time_until(until_ms, now_us))
+
+
+def _time_until(until_ms: int, now_us: int) -> timedelta:
+    return timedelta(microseconds=max(0, until_ms * 1000 - now_us))
 
 
 def _lost_to_another(slot_id: str, until_ms: int, _: int) -> LockLost:

@@ -50,7 +50,7 @@ from overbooked_lock.errors import (
     StoreUnavailable,
 )
 from overbooked_lock.holding import Hold
-from overbooked_lock.models import Lock, NewSlot, Slot, given_date, utc_date
+from overbooked_lock.models import ApiKeyInfo, Lock, NewSlot, Slot, given_date, utc_date
 
 
 class _WrongUsage(OverbookedError):
@@ -59,12 +59,21 @@ class _WrongUsage(OverbookedError):
     code, status = "E013", 400
 
 
+class _NoSuchKey(OverbookedError):
+    """There is no API key to revoke."""
+
+    code, status = "E055", 404
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key has the id {key_id!r}")
+
+
 EXITS: Mapping[int, tuple[str, tuple[type[OverbookedError], ...]]] = {
     0: ("done", ()),
     1: ("anything else went wrong", ()),
     2: ("the command line is wrong", (InvalidArgument, _WrongUsage)),
     3: ("another key holds the slot", (SlotLocked,)),
-    4: ("no such slot", (SlotNotFound,)),
+    4: ("no such slot, or no such API key", (SlotNotFound, _NoSuchKey)),
     5: ("the slot can't be locked: it is not lockable, disabled or full", (SlotNotLockable,)),
     6: ("the lock key is not the lock's, or the lock is lost", (LockKeyInvalid, LockLost)),
     7: ("the store is unavailable", (StoreUnavailable, EmbeddedServerError)),
@@ -201,6 +210,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 slot_commands = typer.Typer(no_args_is_help=True, help="Create, show, open, close and remove slots.")
+key_commands = typer.Typer(no_args_is_help=True, help="Create, list and revoke API keys.")
 
 Verb = Callable[..., Answer | int]
 """What a command does with an engine and its options: gives an answer, or an exit code if it has nothing to say."""
@@ -498,8 +508,44 @@ def _prune_slots(
     return Answer({"pruned": pruned}, f"slots removed: {pruned}")
 
 
+@_command(key_commands, "create")
+def _create_key(
+    engine: LockEngine,
+    public: Annotated[bool, typer.Option("--public", help="A key that anybody may see, in a browser.")] = False,
+    secret: Annotated[bool, typer.Option("--secret", help="A key for servers.")] = False,
+    name: Annotated[str, typer.Option(metavar="NAME", help="What you call it.")] = "",
+) -> Answer:
+    """Create an API key, and print it: this once, since the store keeps no more than its hash."""
+    if public == secret:
+        raise InvalidArgument("public", "or --secret must be given, and not both")
+    made = engine.create_api_key("public" if public else "secret", name=name)
+    facts = _key_facts(made) | {"key": made.key}
+    return Answer(facts, _lines(facts) + "\nThis key is not shown again: keep it now.")
+
+
+@_command(key_commands, "list")
+def _list_keys(engine: LockEngine) -> Answer:
+    """List the API keys by age: their ids, and never the keys."""
+    data = [_key_facts(info) for info in engine.list_api_keys()]
+    return Answer(
+        data,
+        "" if data else "there is no API key",
+        ["ID", "KIND", "NAME", "CREATED"],
+        [[*one.values()] for one in data],
+    )
+
+
+@_command(key_commands, "revoke")
+def _revoke_key(engine: LockEngine, key_id: Annotated[str, typer.Argument(metavar="ID", help="Its id.")]) -> Answer:
+    """Revoke an API key, at once and for good."""
+    if not engine.revoke_api_key(key_id):
+        raise _NoSuchKey(key_id)
+    return Answer({"id": key_id, "revoked": True}, "revoked")
+
+
 # After its own commands, so that the help begins with locks.
 app.add_typer(slot_commands, name="slot")
+app.add_typer(key_commands, name="keys")
 
 
 # What commands say
@@ -545,6 +591,10 @@ def _lock_answer(lock: Lock, *, with_key: bool) -> Answer:
         facts | {"already_held": lock.already_held, "slot": _slot_data(lock.slot)},
         _lines({name.removesuffix("_id").replace("_", " "): value for name, value in facts.items()}),
     )
+
+
+def _key_facts(info: ApiKeyInfo) -> dict[str, str]:
+    return {"id": info.id, "kind": info.kind, "name": info.name, "created_at": utc_date(info.created_at)}
 
 
 def _lines(facts: Mapping[str, object]) -> str:
@@ -693,6 +743,7 @@ _OUR_WORDS = {
     "end_date": "--end",
     "fencing_token": "--fencing-token",
     "max_lifetime": "--max-lifetime",
+    "key_id": "ID",
     "timedelta": "duration",
     "datetime": "date",
     "int": "integer",

@@ -26,12 +26,16 @@ from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
+    ApiKey,
+    ApiKeyInfo,
     Booking,
     BookingPage,
     BookingStatus,
+    KeyKind,
     LiveLock,
     Lock,
     NewSlot,
+    Quota,
     Slot,
     SlotPage,
     Status,
@@ -127,6 +131,7 @@ class LockEngine:
         lock_until: datetime | None = None,
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
+        quota: Quota | None = None,
     ) -> Lock:
         """Locks a slot until a date, or for a duration from Redis' now.
 
@@ -140,16 +145,19 @@ class LockEngine:
             lock_until: The end of the lock, with a time zone; or else
             lock_for: its duration.
             wait: How long to wait for a slot that another key holds.
+            quota: How many live locks one holder may have, this one included. A lock that the key has already
+                costs nothing. Not waited for.
 
         Raises:
             InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``.
             SlotNotFound: No such slot.
             SlotNotLockable: It is not lockable, disabled, or full.
             SlotLocked: Another key holds it (still, after ``wait``).
+            TooManyLocks: The slot is free, and the quota's holder has as many live locks as it may.
             StoreCorrupt: The slot's keys hold something else.
             StoreUnavailable: Redis did not answer within the engine's ``timeout``.
         """
-        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait))
+        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota))
 
     def lock_many(
         self,
@@ -159,12 +167,13 @@ class LockEngine:
         lock_until: datetime | None = None,
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
+        quota: Quota | None = None,
     ) -> list[Lock]:
-        """Locks up to 512 slots with one key: all of them or none, in one step.
+        """Locks up to 512 slots with one key: all of them or none, in one step; under a quota, each counts.
 
         Raises what :meth:`lock` raises; the error is that of the first slot in the way, and names it.
         """
-        return self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait))
+        return self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait, quota))
 
     def unlock(self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None) -> Unlocked:
         """Ends a lock, named by its value or by slot_id and lock_key.
@@ -465,6 +474,60 @@ class LockEngine:
         Raises InvalidArgument, StoreUnavailable.
         """
         return self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
+
+    # API keys
+
+    def create_api_key(self, kind: KeyKind, *, name: str = "") -> ApiKey:
+        """Makes an API key, and registers its hash.
+
+        Redis keeps no key, so this answer is the only place that ever shows it.
+
+        Args:
+            kind: ``"public"`` may be seen by anybody, ``"secret"`` is for servers.
+            name: What people call it, at most 100 characters; several keys may share one.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.create_api_key(kind, name))
+
+    def list_api_keys(self) -> list[ApiKeyInfo]:
+        """All API keys, the oldest first. Raises StoreUnavailable."""
+        return self._do(self._operations.list_api_keys())
+
+    def find_api_key(self, key: str) -> ApiKeyInfo | None:
+        """Which API key this is; None if there is none, or the text can't be one.
+
+        Raises StoreUnavailable.
+        """
+        return self._do(self._operations.find_api_key(key))
+
+    def revoke_api_key(self, key_id: str) -> bool:
+        """Removes an API key, at once. True if it was there.
+
+        Raises InvalidArgument if this is no id, StoreUnavailable.
+        """
+        return self._do(self._operations.revoke_api_key(key_id))
+
+    # Answers
+
+    def keep_answer(self, name: str, answer: str, *, keep_for: timedelta) -> str:
+        """Keeps an answer under a name, unless there is one already; returns the one that is kept.
+
+        So of several who do the same work at the same time, or again, all give the same answer. By Redis' clock it
+        is forgotten after its time.
+
+        Args:
+            name: Any 1 to 255 characters.
+            answer: Any text of at most 128 KiB.
+            keep_for: How long, at least 1 ms; counted for the first answer alone.
+
+        Raises InvalidArgument, StoreUnavailable.
+        """
+        return self._do(self._operations.keep_answer(name, answer, keep_for))
+
+    def get_answer(self, name: str) -> str | None:
+        """The answer that is kept under a name, None if there is none. Raises InvalidArgument, StoreUnavailable."""
+        return self._do(self._operations.get_answer(name))
 
     # The executor
 

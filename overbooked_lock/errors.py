@@ -6,6 +6,7 @@
     ├── SlotExists                            another slot has this id already
     ├── SlotNotLockable                       not lockable, disabled, or full
     ├── SlotLocked                            somebody else holds it
+    ├── TooManyLocks                          the holder of a quota has as many live locks as it may
     ├── LockKeyInvalid                        unlock: the lock belongs to another key
     ├── LockLost                              extend, hold: the lock is gone
     ├── CapacityTooSmall                      fewer places than active bookings
@@ -112,6 +113,24 @@ class SlotLocked(SlotError):
         self.args = (f"{self.args[0]} until {locked_until.isoformat(timespec='milliseconds')}",)
         self.code = code
         self.locked_until = locked_until
+        self.retry_after = retry_after
+
+
+class TooManyLocks(SlotError):
+    """The holder of a quota has as many live locks as it may: ``most``.
+
+    ``reason`` is ``live_locks``; ``retry_after`` is how long it is, by Redis' clock, until the first of them ends if
+    nobody unlocks or extends it.
+    """
+
+    code, status = "E062", 429
+    message = "slot {!r} can't be locked: its taker has "
+
+    def __init__(self, slot_id: str, most: int, retry_after: timedelta) -> None:
+        super().__init__(slot_id)
+        self.args = (f"{self.args[0]}{most} live locks, as many as the quota allows",)
+        self.reason: Literal["live_locks"] = "live_locks"
+        self.most = most
         self.retry_after = retry_after
 
 

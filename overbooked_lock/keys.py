@@ -3,18 +3,21 @@
 A slot's keys end in their kind, so no slot id, colons included, can reach another's. A namespace has no
 colon and is not one of our own first words, so no slot id of one namespace can reach a key of another.
 
-======================= ========== ===============================================================
-``slot:<id>:lock``      string     the lock_key, with the lock's end as its expiry
-``slot:<id>:record``    string     the slot: see ``lua/lib/record.lua``
-``slots:locks``         hash       slot id → fencing token of its lock; field ``""``: the last token
-``slots:expiry``        sorted set slot id by the end of its lock in ms
-``slots:starts``        sorted set slot id by its start in ms
-``slots:resources``     sorted set resource, start and slot id as one text, in its order
-``booking:<id>:record`` string     the booking: see ``lua/lib/bookings.lua``
-``bookings:created``    sorted set booking id by when it was made in ms
-``bookings:slots``      sorted set slot, when it was made and booking id as one text, in its order
-``bookings:resources``  sorted set resource, when it was made and booking id as one text
-======================= ========== ===============================================================
+======================== ========== ==============================================================
+``slot:<id>:lock``       string     the lock_key, with the lock's end as its expiry
+``slot:<id>:record``     string     the slot: see ``lua/lib/record.lua``
+``slots:locks``          hash       slot id → fencing token of its lock; field ``""``: the last token
+``slots:expiry``         sorted set slot id by the end of its lock in ms
+``slots:starts``         sorted set slot id by its start in ms
+``slots:resources``      sorted set resource, start and slot id as one text, in its order
+``booking:<id>:record``  string     the booking: see ``lua/lib/bookings.lua``
+``bookings:created``     sorted set booking id by when it was made in ms
+``bookings:slots``       sorted set slot, when it was made and booking id as one text, in its order
+``bookings:resources``   sorted set resource, when it was made and booking id as one text
+``holder:<h>:locks``     hash       slot id → fencing token of the locks made under a holder's quota
+``api:keys``             hash       SHA-256 of an API key → its record: see ``lua/create_api_key.lua``
+``answer:<name>``        string     an answer that is kept for a while
+======================== ========== ==============================================================
 """
 
 from __future__ import annotations
@@ -39,12 +42,21 @@ class Keys:
         self.record_suffix = ":record"
         self.naming = (self.slot_prefix, self.lock_suffix, self.record_suffix, f"{prefix}booking:")
         """How a script names the keys of a slot or a booking that it comes upon itself."""
+        self.holder_prefix = f"{prefix}holder:"
+        self.api_keys = f"{prefix}api:keys"
+        self.answer_prefix = f"{prefix}answer:"
 
     def lock(self, slot_id: str) -> str:
         return f"{self.slot_prefix}{slot_id}{self.lock_suffix}"
 
     def record(self, slot_id: str) -> str:
         return f"{self.slot_prefix}{slot_id}{self.record_suffix}"
+
+    def locks_of(self, holder: str) -> str:
+        return f"{self.holder_prefix}{holder}:locks"
+
+    def answer(self, name: str) -> str:
+        return f"{self.answer_prefix}{name}"
 
     def of_locks(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that deals with the locks of these slots."""

@@ -1,6 +1,7 @@
 """What callers get: the Slot's payload, a Lock, and what became of an unlock.
 
-Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else, and no ``repr`` shows it.
+Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else, an API key one of :class:`ApiKey`; no
+``repr`` shows them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from overbooked_lock.errors import InvalidArgument, StoreCorrupt
 
 Status = Literal["active", "disabled"]
 BookingStatus = Literal["active", "cancelled"]
+KeyKind = Literal["public", "secret"]
 
 
 def utc_date(date: datetime) -> str:
@@ -204,6 +206,23 @@ def _lock_from_pickle(fields: tuple[str, str, datetime, int, bool, bytes | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Quota:
+    """How many live locks one holder may have at once. Each field is checked here: InvalidArgument.
+
+    Attributes:
+        holder: Whoever the locks are counted for: an API key and an address, say. Any 1 to 255 characters.
+        most: How many of the locks made under this quota may live at once, 1 to 1,000.
+    """
+
+    holder: str
+    most: int
+
+    def __post_init__(self) -> None:
+        arguments.holder(self.holder)
+        arguments.most_locks(self.most)
+
+
+@dataclass(frozen=True, slots=True)
 class Unlocked:
     """What became of an unlock that was not refused.
 
@@ -245,6 +264,33 @@ class LiveLock:
     locked_since: datetime
     fencing_token: int
     key_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKeyInfo:
+    """An API key, without what opens doors.
+
+    Attributes:
+        id: Names it, to revoke it: how the SHA-256 of the key begins.
+        kind: ``public`` may be seen by anybody, in a browser; ``secret`` is for servers.
+        name: What people call it; may be empty, and need not be the only one of that name.
+        created_at: When it was made, by Redis' clock.
+    """
+
+    id: str
+    kind: KeyKind
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey(ApiKeyInfo):
+    """A new API key, with the key itself: ``pk_`` or ``sk_`` and 64 hex digits. Nothing can show it again.
+
+    It is not in the ``repr``.
+    """
+
+    key: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

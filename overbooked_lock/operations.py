@@ -6,6 +6,7 @@ the error in), and what the generator returns is the verb's result. The pattern 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -21,12 +22,16 @@ from overbooked_lock.errors import (
     StoreUnavailable,
 )
 from overbooked_lock.models import (
+    ApiKey,
+    ApiKeyInfo,
     Booking,
     BookingPage,
     BookingStatus,
+    KeyKind,
     LiveLock,
     Lock,
     NewSlot,
+    Quota,
     Slot,
     SlotPage,
     Status,
@@ -94,10 +99,12 @@ class Operations:
         lock_until: datetime | None,
         lock_for: timedelta | None,
         wait: timedelta | None,
+        quota: Quota | None,
     ) -> Operation[Lock]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
-        request = calls.LockRequest(arguments.slot_id(slot_id), key, until, key_is_new=lock_key is None)
+        quota = _quota(quota)
+        request = calls.LockRequest(arguments.slot_id(slot_id), key, until, key_is_new=lock_key is None, quota=quota)
         [lock] = yield from self._acquire(Run(calls.lock, [request]), wait)
         return lock
 
@@ -108,11 +115,13 @@ class Operations:
         lock_until: datetime | None,
         lock_for: timedelta | None,
         wait: timedelta | None,
+        quota: Quota | None,
     ) -> Operation[list[Lock]]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
+        quota = _quota(quota)
         requests = [
-            calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None)
+            calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
             for slot_id in arguments.slot_ids(slot_ids)
         ]
         return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
@@ -385,6 +394,49 @@ class Operations:
                     raise
                 asked.add(missing.slot_id)
 
+    # API keys
+
+    def create_api_key(self, kind: KeyKind, name: str) -> Operation[ApiKey]:
+        request_kind = arguments.kind_of_key(kind)
+        # Made before it is sent: however often that is, it is one key.
+        key = arguments.new_api_key(request_kind)
+        request = calls.KeyRequest(_key_hash(key), request_kind, arguments.name(name))
+        info = yield from _one(Run(calls.create_api_key, [request]))
+        return ApiKey(info.id, info.kind, info.name, info.created_at, key)
+
+    def find_api_key(self, key: str) -> Operation[ApiKeyInfo | None]:
+        if not arguments.is_api_key(key):
+            return None
+        return (yield from _one(Run(calls.find_api_key, [_key_hash(key)])))
+
+    def list_api_keys(self) -> Operation[list[ApiKeyInfo]]:
+        infos: dict[str, ApiKeyInfo] = {}
+        cursor = 0
+        while True:
+            [(found, cursor)] = yield Run(calls.list_api_keys, [(cursor, CHUNK)], alone=True)
+            infos.update((info.id, info) for info in found)
+            if not cursor:
+                return sorted(infos.values(), key=lambda info: (info.created_at, info.id))
+
+    def revoke_api_key(self, key_id: str) -> Operation[bool]:
+        return (yield from _one(Run(calls.revoke_api_key, [calls.RevokeRequest(arguments.api_key_id(key_id))])))
+
+    # Answers
+
+    def keep_answer(self, name: str, answer: str, keep_for: timedelta) -> Operation[str]:
+        keep_ms = arguments.positive_milliseconds(keep_for, "keep_for")
+        request = calls.AnswerRequest(arguments.answer_name(name), arguments.answer(answer), keep_ms)
+        return (yield from _one(Run(calls.keep_answer, [request])))
+
+    def get_answer(self, name: str) -> Operation[str | None]:
+        return (yield from _one(Run(calls.get_answer, [arguments.answer_name(name)])))
+
+
+def _key_hash(key: str) -> str:
+    # The store keeps this, and looks keys up by it: what leaks from the store opens nothing, and how long a look-up
+    # takes tells of the hash and not of the key. A key of 256 random bits needs no slower hash.
+    return hashlib.sha256(key.encode()).hexdigest()
+
 
 def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
     for outcome in outcomes:
@@ -405,6 +457,12 @@ def _one(run: Run) -> Operation[Any]:
     if isinstance(outcome, OverbookedError):
         raise outcome
     return outcome
+
+
+def _quota(quota: Quota | None) -> Quota | None:
+    if quota is None or isinstance(quota, Quota):
+        return quota
+    raise InvalidArgument("quota", "must be a Quota, or None")
 
 
 def _claim(lock: Lock | str, lock_key: str | None, fencing_token: int | None = None) -> calls.ClaimRequest:

@@ -11,12 +11,15 @@ for at = 1, 2 * count do
 end
 local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 
-local reply, refused = {now_us}, false
+local reply, refused, quotas = {now_us}, false, nil
 local granted, prolonged, fields, dates = {}, {}, {'', 0}, {}
 for i = 1, count do
   local argument = HEAD + (i - 1) * STRIDE
-  local lock_key, given, token = ARGV[argument + 2], ARGV[argument + 3], STRIDE > 3 and ARGV[argument + 4] or ''
-  local record, lock, tag, lockable = records[ids[i]], lock_of(i), nil, nil
+  local lock_key, given, token, quota = ARGV[argument + 2], ARGV[argument + 3], ARGV[argument + 4], ''
+  if MAKES then
+    token, quota = '', token
+  end
+  local record, lock, tag, lockable, first_end = records[ids[i]], lock_of(i), nil, nil, nil
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now.
   local until_ms = tonumber(given)
@@ -42,6 +45,10 @@ for i = 1, count do
     else
       tag = claim_on(i, lock_key, token)
     end
+    if quota ~= '' then  -- never in `extend`, which does not have what counts
+      quotas = quotas or new_quotas()
+      tag, first_end = quotas.count_in(quota, tag, until_ms)
+    end
   end
 
   local at = #reply
@@ -64,10 +71,14 @@ for i = 1, count do
     reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record, lock.until_ms, lock.token
   else
     refused = true
-    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, false, tag == 'taken' and end_of(i) or 0, 0
+    reply[at + 1], reply[at + 2], reply[at + 3] = tag, false, tag == 'taken' and end_of(i) or first_end or 0
+    reply[at + 4] = 0
   end
 end
 
+if quotas then
+  quotas.forget_ended()
+end
 if refused and mode == 'all' then
   for at = 2, #reply, 4 do
     if reply[at] == 'locked' or reply[at] == 'yours' then
@@ -97,4 +108,7 @@ end
 fields[2] = last_token
 redis.call('HSET', locks, unpack(fields))
 redis.call('ZADD', expiry, unpack(dates))
+if quotas then
+  quotas.write(granted)
+end
 return reply

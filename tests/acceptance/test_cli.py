@@ -321,6 +321,46 @@ def test_it_brings_a_server_of_its_own(environment: Environment, run: Run) -> No
     assert run("unlock", "s", "--lock-key", lock["lock_key"]).stdout == "unlocked\n"
 
 
+# API keys
+
+
+def test_an_api_key_from_creation_to_its_end(answer: Callable[..., Any], lock_engine: LockEngine) -> None:
+    """It is shown when it is made; from then on it has an id."""
+    public = answer("keys", "create", "--public")
+    secret = answer("keys", "create", "--secret", "--name", "shop 7")
+    assert re.fullmatch("pk_[0-9a-f]{64}", public["key"])
+    assert re.fullmatch("sk_[0-9a-f]{64}", secret["key"])
+    assert secret.keys() == {"id", "kind", "name", "created_at", "key"}
+    assert (secret["kind"], secret["name"]) == ("secret", "shop 7")
+    listed = answer("keys", "list")
+    assert sorted(one["id"] for one in listed) == sorted([public["id"], secret["id"]])
+    assert next(one for one in listed if one["id"] == secret["id"]) | {"key": secret["key"]} == secret
+    assert answer("keys", "revoke", secret["id"]) == {"id": secret["id"], "revoked": True}
+    assert lock_engine.find_api_key(secret["key"]) is None
+    assert lock_engine.find_api_key(public["key"]) is not None
+
+
+def test_a_key_is_shown_once(call: Run) -> None:
+    """A person is told so beside the key, and finds it in no other answer."""
+    shown = call("keys", "create", "--secret", "--name", "shop").stdout
+    *facts, warning = shown.splitlines()
+    made = dict(re.split(r"  +", line) for line in facts)
+    assert made.keys() == {"id", "kind", "name", "created_at", "key"}
+    assert warning == "This key is not shown again: keep it now."
+    outputs = [call("keys", "list"), call("keys", "revoke", made["key"]), call("keys", "revoke", made["id"])]
+    assert made["id"] in outputs[0].stdout
+    assert [done.returncode for done in outputs] == [0, 2, 0]
+    assert made["key"][3:] not in "".join(done.stdout + done.stderr for done in outputs)
+    assert call("keys", "list").stdout == "there is no API key\n"
+
+
+def test_an_api_key_that_is_not_there(call: Run) -> None:
+    """Exit code 4 says that there is none to revoke."""
+    done = call("keys", "revoke", "0123456789abcdef")
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == "overbooked-lock: no API key has the id '0123456789abcdef'\n"
+
+
 # Exit codes and errors
 
 
@@ -422,6 +462,10 @@ def test_the_unexpected_ends_in_1(environment: Environment) -> None:
         (("unlock", "s", "--force", "--fencing-token", "1"), "--fencing-token can't be given with --force"),
         (("slot", "list", "--limit", "0"), "--limit must be an integer from 1 to 512"),
         (("hold", "s", "--for", "2s", "--max-lifetime", "1s", "--", "true"), "--max-lifetime must be at least --for"),
+        (("keys", "create"), "--public or --secret must be given, and not both"),
+        (("keys", "create", "--public", "--secret"), "--public or --secret must be given, and not both"),
+        (("keys", "create", "--public", "--name", "x" * 101), "--name must be a string of at most 100 characters"),
+        (("keys", "revoke", "abc"), "ID must be the id of an API key"),
         (("lokc", "s"), "Did you mean"),
     ],
 )

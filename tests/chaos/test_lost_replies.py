@@ -18,9 +18,11 @@ from overbooked_lock import (
     Lock,
     LockEngine,
     NewSlot,
+    Quota,
     SlotLocked,
     SlotNotFound,
     StoreUnavailable,
+    TooManyLocks,
     scripts,
 )
 from overbooked_lock.keys import Keys
@@ -129,6 +131,45 @@ def test_an_unlock_whose_reply_is_lost_frees_the_slot(engine: LockEngine, proxy:
     assert engine.unlock(lock).released
     assert proxy.done["lose_reply"] == 1
     assert not store.is_locked("a")
+
+
+def test_a_lock_under_a_quota_whose_reply_is_lost_counts_once(engine: LockEngine, proxy: Proxy) -> None:
+    """The lock made again is the one that was counted."""
+    quota = Quota("till 7", most=1)
+    proxy.lose_reply(LOCK)
+    lock = engine.lock("a", lock_for=MINUTE, quota=quota)
+    assert proxy.done["lose_reply"] == 1
+    with pytest.raises(TooManyLocks):
+        engine.lock("b", lock_for=MINUTE, quota=quota)
+    engine.unlock(lock)
+    engine.lock("b", lock_for=MINUTE, quota=quota)
+
+
+def test_an_api_key_whose_reply_is_lost_is_one_key(engine: LockEngine, proxy: Proxy) -> None:
+    """The caller gets the key that the lost reply told of; no other is left behind that nobody knows."""
+    proxy.lose_reply(runs(scripts.CREATE_API_KEY), times=2)
+    made = engine.create_api_key("secret")
+    assert proxy.done["lose_reply"] == 2
+    assert engine.find_api_key(made.key) is not None
+    assert [info.id for info in engine.list_api_keys()] == [made.id]
+    assert engine.list_api_keys()[0].created_at == made.created_at
+
+
+def test_a_revocation_whose_reply_is_lost_is_the_callers_own_work(engine: LockEngine, proxy: Proxy) -> None:
+    """That the key is gone when the call is made again is what the call did."""
+    made = engine.create_api_key("secret")
+    proxy.lose_reply(runs(scripts.REVOKE_API_KEY))
+    assert engine.revoke_api_key(made.id) is True
+    assert proxy.done["lose_reply"] == 1
+    assert engine.list_api_keys() == []
+
+
+def test_an_answer_whose_reply_is_lost_is_kept_once(engine: LockEngine, proxy: Proxy) -> None:
+    """The call made again finds its own answer, as everybody does."""
+    proxy.lose_reply(runs(scripts.KEEP_ANSWER))
+    assert engine.keep_answer("order 7", "mine", keep_for=MINUTE) == "mine"
+    assert proxy.done["lose_reply"] == 1
+    assert engine.keep_answer("order 7", "another", keep_for=MINUTE) == "mine"
 
 
 def test_an_unlock_made_again_never_ends_the_next_holders_lock(

@@ -18,7 +18,7 @@ SETTINGS = Settings(Keys("header"), max_lock_ms=60_000, scope="registered")
 # What builds each script's call, with a request for one slot, and the tags that its parser knows.
 VERDICTS = "past too_long not_found not_lockable disabled full corrupt taken"
 BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
-    "lock": (calls.lock, calls.LockRequest("s", "k", "+1000"), f"locked yours withheld {VERDICTS}"),
+    "lock": (calls.lock, calls.LockRequest("s", "k", "+1000"), f"locked yours withheld too_many {VERDICTS}"),
     "extend": (calls.extend, calls.LockRequest("s", "k", "+1000"), f"yours gone withheld {VERDICTS}"),
     "unlock": (calls.unlock, calls.ClaimRequest("s", "k"), "unlocked gone taken"),
     "check": (calls.check, calls.ClaimRequest("s", "k"), "yours gone taken"),
@@ -57,6 +57,12 @@ BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
     ),
     "delete_bookings": (calls.delete_bookings, calls.DeleteBookingRequest("b"), "deleted not_found corrupt"),
     "list_bookings": (calls.list_bookings, calls.ListBookingsRequest("", "", "", 0, 10, 0, 10), ""),
+    "create_api_key": (calls.create_api_key, calls.KeyRequest("0" * 64, "P", "n"), ""),
+    "find_api_key": (calls.find_api_key, "0" * 64, ""),
+    "list_api_keys": (calls.list_api_keys, (0, 10), ""),
+    "keep_answer": (calls.keep_answer, calls.AnswerRequest("n", "{}", 1000), "kept earlier corrupt"),
+    "get_answer": (calls.get_answer, "n", ""),
+    "revoke_api_key": (calls.revoke_api_key, calls.RevokeRequest("0" * 16), "revoked not_found"),
 }
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua"))
 
@@ -77,9 +83,8 @@ def _words(text: str) -> list[str]:
 
 def _split(text: str) -> tuple[list[str], list[str]]:
     """What stands once, and what stands for each slot."""
-    text = text.replace("per booking:", "per slot:")
-    once, _, each = text.rpartition("then per slot:") if "then per slot:" in text else text.rpartition("per slot:")
-    return (_words(once), _words(each)) if each != text else (_words(text), [])
+    parts = re.split(r"(?:then )?per (?:slot|booking|API key|answer):", text)
+    return _words(parts[0]), _words(parts[1]) if len(parts) > 1 else []
 
 
 def _counts(text: str, slots: int) -> int:
@@ -111,7 +116,8 @@ def test_keys_and_arguments_are_what_the_builder_sends(name: str, slots: int) ->
     assert call.script.name == name
     assert len(call.keys) == _counts(header["KEYS"], len(requests))
     assert len(call.args) == _counts(header["ARGV"], len(requests))
-    kinds = {"lock": "header:slot:s:lock", "record": "header:slot:s:record"}
+    kinds = {"lock": "header:slot:s:lock", "record": "header:slot:s:record", "api_keys": "header:api:keys"}
+    kinds |= {"answer": "header:answer:n"}
     once, each = _split(header["KEYS"])
     assert call.keys[: len(once) + len(each)] == [
         kinds.get(kind, f"header:{kind if ':' in kind else 'slots:' + kind}") for kind in once + each

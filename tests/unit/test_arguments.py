@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis
 
-from overbooked_lock import InvalidArgument, LockEngine, NewSlot
+from overbooked_lock import InvalidArgument, LockEngine, NewSlot, Quota
 
 HOUR = timedelta(hours=1)
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -73,6 +73,78 @@ def test_wait(engine: LockEngine, wait: Any) -> None:
     """Waiting takes a duration that is not negative."""
     with pytest.raises(InvalidArgument, match="wait must be a timedelta that is not negative"):
         engine.lock("s", lock_for=HOUR, wait=wait)
+
+
+@pytest.mark.parametrize(
+    ("holder", "most", "message"),
+    [
+        ("", 1, "holder must be a string of 1 to 255 characters"),
+        ("x" * 256, 1, "holder must be a string"),
+        ("\ud800", 1, "holder must be a string"),
+        (b"h", 1, "holder must be a string"),
+        ("h", 0, "most must be an int from 1 to 1,000"),
+        ("h", 1001, "most must be an int"),
+        ("h", True, "most must be an int"),
+        ("h", 2.0, "most must be an int"),
+    ],
+)
+def test_quota_fields(holder: Any, most: Any, message: str) -> None:
+    """A quota that makes no sense is not made."""
+    with pytest.raises(InvalidArgument, match=message):
+        Quota(holder, most)
+
+
+@pytest.mark.parametrize("quota", [10, ("h", 10), "h"])
+def test_quota(engine: LockEngine, quota: Any) -> None:
+    """A quota is a value that has been checked, for one slot and for many."""
+    with pytest.raises(InvalidArgument, match="quota must be a Quota, or None"):
+        engine.lock("s", lock_for=HOUR, quota=quota)
+    with pytest.raises(InvalidArgument, match="quota must be a Quota, or None"):
+        engine.lock_many(["s"], lock_for=HOUR, quota=quota)
+
+
+@pytest.mark.parametrize("kind", ["", "Public", "pk", None, True])
+def test_kind_of_an_api_key(engine: LockEngine, kind: Any) -> None:
+    """There are two kinds."""
+    with pytest.raises(InvalidArgument, match="kind must be 'public' or 'secret'"):
+        engine.create_api_key(kind)
+
+
+@pytest.mark.parametrize("name", ["x" * 101, "a\nb", "\x7f", "\x85", "\ud800", None, 7, b"n"])
+def test_name(engine: LockEngine, name: Any) -> None:
+    """A name is a line of text."""
+    with pytest.raises(InvalidArgument, match="name must be a string of at most 100 characters without control"):
+        engine.create_api_key("public", name=name)
+
+
+@pytest.mark.parametrize("key_id", ["", "0" * 15, "0" * 64, "G" * 16, "0" * 16 + "\n", None, 7])
+def test_key_id(engine: LockEngine, key_id: Any) -> None:
+    """Neither part of an id nor more than an id revokes a key."""
+    with pytest.raises(InvalidArgument, match="key_id must be the id of an API key, 16 lower-case hex digits"):
+        engine.revoke_api_key(key_id)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "\ud800", None, b"n"])
+def test_name_of_an_answer(engine: LockEngine, name: Any) -> None:
+    """Any text, and not without end."""
+    with pytest.raises(InvalidArgument, match="name must be a string of 1 to 255 characters"):
+        engine.keep_answer(name, "{}", keep_for=HOUR)
+    with pytest.raises(InvalidArgument, match="name must be a string of 1 to 255 characters"):
+        engine.get_answer(name)
+
+
+@pytest.mark.parametrize("answer", ["x" * (128 * 1024 + 1), "é" * (64 * 1024 + 1), "\ud800", None, b"{}"])
+def test_answer(engine: LockEngine, answer: Any) -> None:
+    """Bytes count, not characters."""
+    with pytest.raises(InvalidArgument, match="answer must be a string of at most 128 KiB in UTF-8"):
+        engine.keep_answer("n", answer, keep_for=HOUR)
+
+
+@pytest.mark.parametrize("keep_for", [timedelta(0), timedelta(seconds=-1), 60, None])
+def test_keep_for(engine: LockEngine, keep_for: Any) -> None:
+    """Nothing is kept for ever."""
+    with pytest.raises(InvalidArgument, match="keep_for must be a timedelta of at least 1 ms"):
+        engine.keep_answer("n", "{}", keep_for=keep_for)
 
 
 @pytest.mark.parametrize("token", [0, -1, 2**53, 1.5, "7", True])

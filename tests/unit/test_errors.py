@@ -20,6 +20,7 @@ ERRORS = [
     errors.SlotExists("s1"),
     errors.SlotNotLockable("s1", "not_lockable"),
     errors.SlotLocked("s1", UNTIL, timedelta(seconds=5)),
+    errors.TooManyLocks("s1", 10, timedelta(seconds=5)),
     errors.LockKeyInvalid("s1", UNTIL),
     errors.LockLost("s1", UNTIL),
     errors.CapacityTooSmall("s1"),
@@ -61,6 +62,7 @@ def test_every_error_is_public() -> None:
         (errors.SlotLocked, "E045", 422),
         (errors.CapacityTooSmall, "E046", 422),
         (errors.LockKeyInvalid, "E059", 403),
+        (errors.TooManyLocks, "E062", 429),
         (errors.SlotHasBookings, "E060", 422),
         (errors.StoreUnavailable, "E070", 503),
         (errors.StoreCorrupt, "E001", 500),
@@ -85,6 +87,9 @@ def test_messages_tell_the_facts() -> None:
     texts = {type(error).__name__: str(error) for error in ERRORS}
     assert texts["SlotLocked"] == "slot 's1' is already locked until 2030-01-01T00:00:00.000+00:00"
     assert texts["SlotNotLockable"] == "slot 's1' can't be locked: not lockable"
+    assert texts["TooManyLocks"] == (
+        "slot 's1' can't be locked: its taker has 10 live locks, as many as the quota allows"
+    )
     assert texts["StoreUnavailable"] == (
         "the lock store is unavailable (it did not answer): whether it was applied is unknown"
     )
