@@ -129,6 +129,23 @@ def json_object(text: str) -> dict[str, Any]:
     raise typer.BadParameter('must be a JSON object like {"floor": 2}')
 
 
+class Rate(NamedTuple):
+    """So many requests at once, refilled within so many seconds; none at all stands for any number."""
+
+    requests: int
+    seconds: float
+
+
+def rate(text: str) -> Rate:
+    """``100/10s``, or ``off``. Raises typer.BadParameter."""
+    if text == "off":
+        return Rate(0, 0.0)
+    requests, _, time = text.partition("/")
+    if re.fullmatch(r"[1-9]\d{0,8}", requests, re.ASCII) and (seconds := duration(time).total_seconds()) > 0:
+        return Rate(int(requests), seconds)
+    raise typer.BadParameter("must be a number of requests in a duration, like 100/10s, or off")
+
+
 SlotId = Annotated[str, typer.Argument(metavar="SLOT", help="The slot's id.")]
 LockKey = Annotated[
     str | None,
@@ -150,30 +167,32 @@ Wait = Annotated[
     timedelta | None,
     typer.Option(parser=duration, metavar="DURATION", help="How long to wait for a slot that another key holds."),
 ]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="OVERBOOKED_LOCK_URL",
+        help="Redis or Valkey: redis://, rediss:// or unix://. Without it, a server of your own in your home.",
+        rich_help_panel="Common options",
+    ),
+]
+Namespace = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        envvar="OVERBOOKED_LOCK_NAMESPACE",
+        help="Goes before every key.",
+        rich_help_panel="Common options",
+    ),
+]
 
 
 @dataclass(frozen=True)
 class Common:
     """The options that every command has."""
 
-    url: Annotated[
-        str | None,
-        typer.Option(
-            metavar="URL",
-            envvar="OVERBOOKED_LOCK_URL",
-            help="Redis or Valkey: redis://, rediss:// or unix://. Without it, a server of your own in your home.",
-            rich_help_panel="Common options",
-        ),
-    ] = None
-    namespace: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            envvar="OVERBOOKED_LOCK_NAMESPACE",
-            help="Goes before every key.",
-            rich_help_panel="Common options",
-        ),
-    ] = ""
+    url: Url = None
+    namespace: Namespace = ""
     unregistered: Annotated[
         Literal["refuse", "allow"],
         typer.Option(help="What to do with a slot that was never created.", rich_help_panel="Common options"),
@@ -188,7 +207,11 @@ class Common:
         options: dict[str, Any] = {"namespace": self.namespace, "unregistered": self.unregistered}
         if self.url is not None:
             return LockEngine.from_url(self.url, **options)
-        return LockEngine.embedded(platformdirs.user_data_path("overbooked-lock"), **options)
+        return LockEngine.embedded(_data_folder(), **options)
+
+
+def _data_folder() -> Path:
+    return platformdirs.user_data_path("overbooked-lock")
 
 
 # Commands
@@ -400,6 +423,82 @@ def _demo(
     if as_json:
         _show(Answer(asdict(figures), ""), as_json=True)
     return 0 if figures.clean else 1
+
+
+@app.command("serve")
+def _serve(
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(metavar="N", min=0, max=65535, help="On which port; 0 takes a free one.")] = 8080,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="How many processes.")] = 1,
+    tls_cert: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="The certificate, as PEM.")
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="Its key, as PEM.")
+    ] = None,
+    allow_plain_http: Annotated[
+        bool, typer.Option("--allow-plain-http", help="Speak plain HTTP to other machines: behind a proxy with TLS.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Public keys may only lock, unlock, book and read slots.")
+    ] = False,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--origin", metavar="ORIGIN", show_default="any", help="Web pages that may call it; can be repeated."
+        ),
+    ] = None,
+    trusted_proxies: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trusted-proxy",
+            metavar="CIDR",
+            show_default="none",
+            help="A proxy whose X-Forwarded-For is believed; can be repeated.",
+        ),
+    ] = None,
+    rate_limit: Annotated[
+        Rate | None,
+        typer.Option(
+            parser=rate,
+            metavar="N/DURATION",
+            show_default="100/10s",
+            help="Requests of a public key and address: so many, refilled in so long; or off.",
+        ),
+    ] = None,  # typer would parse a default, too
+    max_locks: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Live locks of a public key and address; 0 for any number.")
+    ] = 20,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How to log, on stderr.")] = "text",
+    url: Url = None,
+    namespace: Namespace = "",
+) -> int:
+    """Serve the HTTP API, until SIGTERM or Ctrl-C."""
+    try:
+        from overbooked_lock.http import server  # noqa: PLC0415  an extra
+    except ImportError as missing:
+        raise OverbookedError('the HTTP API is an extra: pip install "overbooked-lock[http]"') from missing
+    limit = Rate(100, 10.0) if rate_limit is None else rate_limit
+    server.serve(
+        server.Settings(
+            url=url,
+            folder=_data_folder(),
+            namespace=namespace,
+            host=host,
+            port=port,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            allow_plain_http=allow_plain_http,
+            workers=workers,
+            log_format=log_format,
+            strict=strict,
+            origins=origins or ("*",),
+            trusted_proxies=trusted_proxies or (),
+            rate_limit=limit if limit.requests else None,
+            max_locks=max_locks or None,
+        )
+    )
+    return 0
 
 
 @_command(slot_commands, "create")

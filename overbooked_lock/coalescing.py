@@ -68,6 +68,8 @@ class Coalescer:
         self._connecting: set[asyncio.Task[None]] = set()
         self._examined = False
         self._closed = False
+        self.on_batch: Callable[[int], object] | None = None
+        """Is told of each batch that is sent, how many steps it carries: for metrics."""
 
     def enqueue(self, step: Run) -> asyncio.Future[Any]:
         """Takes a step; the future gives one outcome for each of its requests, or StoreUnavailable.
@@ -167,6 +169,8 @@ class Coalescer:
         return wire
 
     def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
+        if self.on_batch is not None:
+            self.on_batch(len(batch))
         groups: dict[object, list[_Item]] = {}
         for item in batch:
             script = item if item.step.alone else item.step.build

@@ -1,0 +1,51 @@
+"""What Prometheus is told. Labels are routes, codes and reasons: never an id, a key or an address."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
+_SLOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """The metrics of one application. With several workers, each shows the sum of all."""
+
+    def __init__(self) -> None:
+        own = self._registry = CollectorRegistry()
+        self.requests = Histogram(
+            "overbooked_http_request_seconds",
+            "Time from a request to its answer",
+            ["route", "status"],
+            buckets=_SECONDS,
+            registry=own,
+        )
+        self.refused = Counter(
+            "overbooked_refused",
+            "Answers that were errors, by code and reason",
+            ["route", "code", "reason"],
+            registry=own,
+        )
+        self.locks = Counter("overbooked_locks_granted", "Locks granted", registry=own)
+        self.unlocks = Counter("overbooked_unlocks", "Unlocks that were not refused", registry=own)
+        self.bookings = Counter("overbooked_bookings", "Bookings made", registry=own)
+        self.store_errors = Counter(
+            "overbooked_store_errors", "Calls that the store did not confirm, by outcome", ["outcome"], registry=own
+        )
+        self.batches = Histogram(
+            "overbooked_batch_slots", "Requests that went to the store together", buckets=_SLOTS, registry=own
+        )
+        self.granted = {"slot.lock": self.locks, "slot.unlock": self.unlocks, "booking.create": self.bookings}
+
+    def text(self) -> bytes:
+        """All of them in the text format."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)
+        return generate_latest(everybody)

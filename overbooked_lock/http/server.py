@@ -1,0 +1,229 @@
+"""``overbooked-lock serve``: the application on uvicorn, with our sockets, logs and end.
+
+What is logged is one line a request and what goes wrong, on stderr: routes instead of paths, ids of API keys instead
+of keys, and never a lock_key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.supervisors import Multiprocess
+
+from overbooked_lock import AsyncLockEngine, EmbeddedServer
+from overbooked_lock.errors import InvalidArgument, OverbookedError
+from overbooked_lock.http.app import Application, create_app
+from overbooked_lock.http.envelopes import failure
+from overbooked_lock.models import utc_date
+
+LogFormat = Literal["text", "json"]
+
+GRACE = 10
+"""Seconds that requests under way have when the server is stopped: twice what an engine takes at most."""
+
+_KEEP_ALIVE = 75  # seconds; longer than proxies keep a connection, so that none is closed under a request
+_BACKLOG = 2048
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to serve. What ``create_app`` takes is described there.
+
+    Attributes:
+        url: The Redis or Valkey; None: a private server in ``folder``.
+        folder: Where that keeps its data.
+        namespace: Goes before every key.
+        host, port: Where to listen; port 0 takes a free one.
+        tls_cert, tls_key: PEM files; without them it speaks plain HTTP, and only to this machine.
+        allow_plain_http: Speak it to others, too: behind a proxy that has the certificate.
+        workers: How many processes share the port and the store.
+        log_format: ``"text"`` for people, ``"json"`` for programs.
+    """
+
+    url: str | None
+    folder: Path
+    namespace: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8080
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    allow_plain_http: bool = False
+    workers: int = 1
+    log_format: LogFormat = "text"
+    strict: bool = False
+    origins: Sequence[str] = ("*",)
+    trusted_proxies: Sequence[str] = ()
+    rate_limit: tuple[int, float] | None = (100, 10.0)
+    max_locks: int | None = 20
+
+
+def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT; then what is under way is answered, for up to ``GRACE`` seconds.
+
+    Prints the address when it listens. Raises InvalidArgument, EmbeddedServerError, OverbookedError if the address
+    can't be had.
+    """
+    _check(settings)
+    with contextlib.ExitStack() as stack:
+        if settings.url is None:
+            # Ours as long as any worker's: one that dies must not take the server with it.
+            stack.enter_context(EmbeddedServer(settings.folder))
+        listener = stack.enter_context(_listen(settings.host, settings.port))
+        scheme = "https" if settings.tls_cert else "http"
+        host, port = listener.getsockname()[:2]
+        config = uvicorn.Config(
+            partial(build, settings),
+            factory=True,
+            interface="asgi3",
+            http=_Protocol,
+            ws="none",
+            loop="uvloop",
+            workers=settings.workers,
+            ssl_certfile=settings.tls_cert,
+            ssl_keyfile=settings.tls_key,
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE,
+            timeout_graceful_shutdown=GRACE,
+        )
+        if settings.workers > 1:
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
+        # Whoever connects from here on waits in the backlog until a worker comes.
+        print(f"overbooked-lock listens on {scheme}://{_bracketed(host)}:{port}", flush=True)  # noqa: T201
+        if settings.workers > 1:
+            Multiprocess(config, sockets=[listener]).run()
+        else:
+            server = uvicorn.Server(config)
+            with _stopping(server):
+                server.run(sockets=[listener])
+
+
+def build(settings: Settings) -> Application:
+    """The application of one worker, with an engine of its own."""
+    log_to_stderr(settings.log_format)
+    if settings.url is None:
+        engine = AsyncLockEngine.embedded(settings.folder, namespace=settings.namespace)
+    else:
+        engine = AsyncLockEngine.from_url(settings.url, namespace=settings.namespace)
+    return create_app(
+        engine,
+        strict=settings.strict,
+        origins=settings.origins,
+        trusted_proxies=settings.trusted_proxies,
+        rate_limit=settings.rate_limit,
+        max_locks=settings.max_locks,
+        close_engine=True,
+    )
+
+
+def _check(settings: Settings) -> None:
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise InvalidArgument("tls_cert", "and tls_key must be given both")
+    if settings.tls_cert is None and not settings.allow_plain_http and not _is_loopback(settings.host):
+        raise InvalidArgument(
+            "host",
+            "other than this machine's own needs --tls-cert and --tls-key: without them API keys would go over the "
+            "network for all to read. Behind a proxy that has the certificate, say --allow-plain-http",
+        )
+    if settings.workers < 1:
+        raise InvalidArgument("workers", "must be at least 1")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        [(family, _, _, _, address), *_] = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        raise OverbookedError(f"can't listen on {_bracketed(host)}:{port}: {error}") from error
+    listener.set_inheritable(True)
+    return listener
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+@contextlib.contextmanager
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
+    """Signals stop the server, before uvicorn listens to them too; it sends them on to us when it has ended."""
+
+    def stop(_number: int, _frame: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's, but for its answer to what is no HTTP: even that is an envelope."""
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own text
+        body, _ = failure(InvalidArgument("request", "must be HTTP/1.1"), "")
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
+        self.transport.write(STATUS_LINE[400] + head + body)
+        self.transport.close()
+
+
+# Logs
+
+
+def log_to_stderr(form: LogFormat) -> None:
+    """Sends our log and what uvicorn warns of to stderr."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Lines() if form == "text" else _Json())
+    for name, level in (("overbooked_lock", logging.INFO), ("uvicorn.error", logging.WARNING)):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.setLevel(level)
+        logger.propagate = False
+
+
+def _time(record: logging.LogRecord) -> str:
+    return utc_date(datetime.fromtimestamp(record.created, UTC))
+
+
+class _Lines(logging.Formatter):
+    """``2030-06-01T18:00:00.000Z INFO request method=POST route=/slots/{id}/lock status=200 …``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, Any] = getattr(record, "facts", {})
+        words = [f"{name}={value}" for name, value in facts.items() if value != ""]
+        return " ".join([_time(record), record.levelname, record.getMessage(), *words])
+
+
+class _Json(logging.Formatter):
+    """The same facts, as a JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts: dict[str, Any] = getattr(record, "facts", {})
+        head = {"time": _time(record), "level": record.levelname, "message": record.getMessage()}
+        return json.dumps(head | facts)
