@@ -131,12 +131,9 @@ class Application:
         except Exception as error:  # noqa: BLE001 - nothing of it may reach the client, nor be missing in the log
             response = self._failed(work, error)
         headers = response.headers
-        headers += (
-            (b"content-type", response.kind),
-            (b"content-length", b"%d" % len(response.body)),
-            (b"cache-control", b"no-store"),
-            (b"x-request-id", request.id.encode()),
-        )
+        headers += ((b"cache-control", b"no-store"), (b"x-request-id", request.id.encode()))
+        if response.body:
+            headers += ((b"content-type", response.kind), (b"content-length", b"%d" % len(response.body)))
         if (origin := request.header(b"origin")) is not None:
             headers += self._cors(origin.encode())
         await send({"type": "http.response.start", "status": response.status, "headers": headers})

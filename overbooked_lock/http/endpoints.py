@@ -244,7 +244,7 @@ _CAN_BOOK = ("E025", "E049", "E050", "E051")
 ENDPOINTS = (
     Endpoint(
         "POST", "/slots/{id}/lock", "slot.lock",
-        "Locks a slot for a while: nobody else can lock or book it. The same `lock_key` may lock again, to a later date.",
+        "Locks a slot for a while: nobody else can lock or book it. Its `lock_key` may lock again, to a later date.",
         "any", inputs.LockBody, Slot, ("E025", "E044", "E045"), lock_slot,
     ),
     Endpoint(
