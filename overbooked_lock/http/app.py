@@ -20,7 +20,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from overbooked_lock import AsyncLockEngine
-from overbooked_lock.errors import InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
+from overbooked_lock.errors import BookingExists, InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
 from overbooked_lock.http import inputs, openapi, page, readiness
 from overbooked_lock.http.access import Keyring, RateLimit, check_rights
 from overbooked_lock.http.endpoints import ENDPOINTS, Call, Endpoint
@@ -191,7 +191,7 @@ class Application:
         if kept is None:
             try:
                 answer = await endpoint.handler(Call(self._engine, request, key, quota, name), body)
-            except SlotExists:
+            except (SlotExists, BookingExists):
                 raise _OTHER_BODY from None
             kept = await self._engine.keep_answer(
                 name, f"{fingerprint}{answer.body().decode()}", keep_for=KEEP_ANSWERS_FOR

@@ -191,7 +191,7 @@ async def create_booking(call: Call, body: inputs.NewBookingBody) -> Answer:
     booking = await call.engine.book(
         body.slot_id, lock_key=body.lock_key, metadata=body.metadata, booking_id=call.new_id
     )
-    return Answer(booking, {"lock": "expired"} if booking.lock_expired else {})
+    return _booked(booking, body.lock_key)
 
 
 async def list_bookings(call: Call, query: inputs.BookingsQuery) -> Answer:
@@ -220,13 +220,20 @@ async def cancel_booking(call: Call, _: None) -> Answer:
 
 
 async def enable_booking(call: Call, _: None) -> Answer:
-    return Answer(await call.engine.enable_booking(call.request.item_id, lock_key=call.request.lock_key))
+    lock_key = call.request.lock_key
+    return _booked(await call.engine.enable_booking(call.request.item_id, lock_key=lock_key), lock_key)
 
 
 async def reschedule_booking(call: Call, body: inputs.RescheduleBody) -> Answer:
-    return Answer(
-        await call.engine.reschedule_booking(call.request.item_id, body.target_slot_id, lock_key=call.request.lock_key)
+    lock_key = call.request.lock_key
+    return _booked(
+        await call.engine.reschedule_booking(call.request.item_id, body.target_slot_id, lock_key=lock_key), lock_key
     )
+
+
+def _booked(booking: Booking, lock_key: str | None) -> Answer:
+    # The place was free all the same, but nothing had kept it for the caller, who should know.
+    return Answer(booking, {"lock": "expired"} if lock_key is not None and booking.lock_expired else {})
 
 
 async def delete_booking(call: Call, _: None) -> Answer:

@@ -64,7 +64,7 @@ class Served:
             async def tell(scope: Scope, receive: Receive, send: Send) -> None:
                 await app(scope, receive, send)
 
-            config = uvicorn.Config(tell, port=0, log_config=None, access_log=False, ws="none")
+            config = uvicorn.Config(tell, port=0, log_config=None, access_log=False, ws="none", proxy_headers=False)
             self.server = uvicorn.Server(config)
             serving = asyncio.ensure_future(self.server.serve())
             while not self.server.started:  # noqa: ASYNC110 - uvicorn has no event for this
@@ -105,7 +105,9 @@ class Served:
 
     def lock(self, slot_id: str, lock_key: str = "k", key: str = "public", **fields: Any) -> httpx.Response:
         """Locks a slot for an hour."""
-        return self.call("POST", f"/slots/{slot_id}/lock", {"lock_until": soon(), "lock_key": lock_key} | fields, key=key)
+        return self.call(
+            "POST", f"/slots/{slot_id}/lock", {"lock_until": soon(), "lock_key": lock_key} | fields, key=key
+        )
 
 
 def soon(**ahead: float) -> str:

@@ -35,8 +35,10 @@ def operations() -> list[Any]:
 
 def check(schema: Any, value: Any) -> None:
     """Fails if a value is not what a schema of the document says."""
-    registry = Registry[Any]().with_resource("", Resource(contents=DOCUMENT, specification=DRAFT202012))
-    Draft202012Validator(schema, registry=registry).validate(value)
+    whole = Resource(contents=DOCUMENT, specification=DRAFT202012)
+    registry = Registry[Any]().with_resource("urn:api", whole)
+    absolute = json.loads(json.dumps(schema).replace('"#/', '"urn:api#/'))
+    Draft202012Validator(absolute, registry=registry).validate(value)
 
 
 def test_it_is_served_and_valid(api: Served) -> None:
@@ -109,7 +111,11 @@ def test_the_curls_on_the_page_work(api: Served) -> None:
 def test_curl_itself_understands_one(api: Served) -> None:
     """Once for real."""
     page = api.client.get("/docs").text
-    [curl] = [text for text in re.findall(r"<pre>(curl.*?)</pre>", page, re.DOTALL) if "-X POST" in text and "/slots&quot;" in text]
+    [curl] = [
+        text
+        for text in re.findall(r"<pre>(curl.*?)</pre>", page, re.DOTALL)
+        if "-X POST" in text and "/slots&quot;" in text
+    ]
     command = f"URL={api.url} KEY={api.secret.key}\n{html.unescape(curl)} --silent"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, timeout=20)
     assert json.loads(done.stdout)["data"]["_object"] == "slot"
@@ -118,7 +124,9 @@ def test_curl_itself_understands_one(api: Served) -> None:
 def test_the_reference_has_the_table_of_errors() -> None:
     """``docs/http.md`` and the code list the same codes with the same status."""
     listed = dict(re.findall(r"^\| (E\d{3}) \| (\d{3}) \|", DOCS.read_text(), re.MULTILINE))
-    assert {code: int(status) for code, status in listed.items()} == {code: status for code, (status, _) in ERRORS.items()}
+    assert {code: int(status) for code, status in listed.items()} == {
+        code: status for code, (status, _) in ERRORS.items()
+    }
 
 
 def test_home(api: Served) -> None:

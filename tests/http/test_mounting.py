@@ -1,0 +1,62 @@
+"""Inside a host's own application, and under its own server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+
+from tests.http.conftest import Served, data_of, error_of
+
+
+@pytest.mark.parametrize("host", [Starlette, FastAPI])
+@pytest.mark.parametrize("prefix", ["/booking", "/a/b"])
+def test_it_can_be_mounted(serve: Callable[..., Served], host: type[Starlette], prefix: str, new_slot: Any) -> None:
+    """Below a path, with all it has; ids with slashes included."""
+
+    def around(app: Any) -> Any:
+        outer = host()
+        outer.mount(prefix, app)
+        return outer
+
+    api = serve(around=around)
+    slot = new_slot(id="a/b c")
+    api.ask(api.engine.create_slot(slot))
+    assert data_of(api.call("GET", f"{prefix}/slots/a%2Fb%20c"))["id"] == "a/b c"
+    assert data_of(api.call("GET", f"{prefix}/slots?limit=1&page=1", key="public"))
+    assert error_of(api.call("GET", f"{prefix}/nothing")) == ("E002", 404)
+    assert api.call("GET", f"{prefix}/").is_success
+    assert api.client.get(f"{prefix}/docs").is_success
+
+
+def test_behind_a_prefix_that_a_proxy_cut_off(serve: Callable[..., Served]) -> None:
+    """Where the server is told of it with ``root_path``."""
+
+    def around(app: Any) -> Any:
+        async def below(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                scope = scope | {"root_path": "/v1", "path": "/v1" + scope["path"]}
+                scope["raw_path"] = b"/v1" + scope["raw_path"]
+            await app(scope, receive, send)
+
+        return below
+
+    api = serve(around=around)
+    assert data_of(api.call("GET", f"/slots/{api.slot()['id']}"))
+
+
+def test_a_server_that_gives_no_raw_path(serve: Callable[..., Served], new_slot: Any) -> None:
+    """ASGI does not ask for it."""
+
+    def around(app: Any) -> Any:
+        async def without(scope: Any, receive: Any, send: Any) -> None:
+            await app({name: value for name, value in scope.items() if name != "raw_path"}, receive, send)
+
+        return without
+
+    api = serve(around=around)
+    api.ask(api.engine.create_slot(new_slot(id="ü x")))
+    assert data_of(api.call("GET", "/slots/%C3%BC%20x"))["id"] == "ü x"

@@ -1,0 +1,318 @@
+"""``overbooked-lock serve``: a process of its own, from its start to its end, and what it writes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import ssl
+import subprocess
+import sysconfig
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+import trustme
+
+from overbooked_lock import EmbeddedServer, LockEngine
+from overbooked_lock.models import ApiKey
+from tests.http.conftest import checked, data_of, error_of, soon
+
+PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
+PATIENCE = 20.0  # seconds
+
+
+class Running:
+    """A server's process: ``url`` is what it says it listens on, ``log`` the file of its stderr."""
+
+    def __init__(self, environment: dict[str, str], log: Path, *words: str) -> None:
+        self.log = log
+        with log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                [PROGRAM, "serve", "--port", "0", *words],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                start_new_session=True,
+            )
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
+        said = self.process.stdout.readline() if ready else ""
+        found = re.search(r"listens on (\S+)", said)
+        assert found, log.read_text()
+        self.url = found[1]
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
+        """Sends it a signal and waits for its end; gives the exit code."""
+        self.process.send_signal(how)
+        return self.process.wait(PATIENCE)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged as JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def connect(self) -> socket.socket:
+        """A bare connection."""
+        host, port = urlsplit(self.url).netloc.rsplit(":", 1)
+        return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+@pytest.fixture
+def environment(lock_server: EmbeddedServer, lock_namespace: str, tmp_path: Path) -> dict[str, str]:
+    """What the program finds: a server, a namespace, and no data folder but the test's."""
+    ours = {
+        "OVERBOOKED_LOCK_URL": lock_server.url,
+        "OVERBOOKED_LOCK_NAMESPACE": lock_namespace,
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+    }
+    return {name: value for name, value in os.environ.items() if not name.startswith("OVERBOOKED_LOCK")} | ours
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    """Starts servers; those that still run at the end are killed, their workers too."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*words: str, **more: str) -> Running:
+            running = Running(environment | more, tmp_path / f"{uuid.uuid4()}.log", *words)
+            stack.callback(end, running)
+            return running
+
+        def end(running: Running) -> None:
+            with running.process, contextlib.suppress(ProcessLookupError):
+                os.killpg(running.process.pid, signal.SIGKILL)
+
+        yield start
+
+
+@pytest.fixture
+def secret(lock_engine: LockEngine) -> ApiKey:
+    """A secret API key that the servers know."""
+    return lock_engine.create_api_key("secret")
+
+
+@pytest.fixture
+def public(lock_engine: LockEngine) -> ApiKey:
+    """A public one."""
+    return lock_engine.create_api_key("public")
+
+
+def ask(running: Running, method: str, path: str, body: Any = None, key: ApiKey | None = None, **more: Any) -> Any:
+    """Sends a request and checks that the answer is an envelope."""
+    headers = {"Authorization": f"Bearer {key.key}"} if key else {}
+    headers |= more.pop("headers", {})
+    return checked(httpx.request(method, running.url + path, json=body, headers=headers, timeout=PATIENCE, **more))
+
+
+NEW_SLOT = {"resource_id": "r", "start_date": "2030-01-01", "end_date": "2030-01-02", "capacity": 1}
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_and_ends_in_order(start: Callable[..., Running], secret: ApiKey, how: signal.Signals) -> None:
+    """Exit code 0: it was told to."""
+    running = start()
+    assert running.url.startswith("http://127.0.0.1:")
+    slot = data_of(ask(running, "POST", "/slots", NEW_SLOT, secret))
+    lock = {"lock_until": soon(), "lock_key": "k"}
+    assert data_of(ask(running, "POST", f"/slots/{slot['id']}/lock", lock, secret))["available"] is True
+    assert running.stop(how) == 0
+
+
+def test_what_is_under_way_is_answered_before_the_end(start: Callable[..., Running], secret: ApiKey) -> None:
+    """Nobody new is let in, and a connection without a request is closed."""
+    running = start()
+    body = json.dumps(NEW_SLOT).encode()
+    head = (
+        f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret.key}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with running.connect() as wire, running.connect() as idle:
+        wire.sendall(head.encode() + body[:10])
+        assert ask(running, "GET", "/healthz").is_success  # by then it has read what came before
+        running.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                running.connect().close()
+            except ConnectionRefusedError:
+                break
+            assert time.monotonic() < deadline
+        wire.sendall(body[10:])
+        answer = b""
+        while piece := wire.recv(65536):
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert idle.recv(1) == b""
+    assert running.process.wait(PATIENCE) == 0
+
+
+def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey) -> None:
+    """A request that never comes whole can't keep the server."""
+    running = start()
+    with running.connect() as wire:
+        wire.sendall(
+            f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret.key}\r\nContent-Length: 9\r\n\r\n".encode()
+        )
+        assert ask(running, "GET", "/healthz").is_success
+        assert running.stop() == 0
+
+
+def test_workers_share_the_port_and_the_store(start: Callable[..., Running], secret: ApiKey) -> None:
+    """And the metrics."""
+    running = start("--workers", "2", "--log-format", "json")
+    slots = [data_of(ask(running, "POST", "/slots", NEW_SLOT, secret))["id"] for _ in range(20)]
+    for slot in slots:
+        lock = {"lock_until": soon(), "lock_key": "k"}
+        assert ask(running, "POST", f"/slots/{slot}/lock", lock, secret).is_success
+    metrics = httpx.get(f"{running.url}/metrics").text
+    assert "overbooked_locks_granted_total 20.0" in metrics
+    assert running.stop() == 0
+    assert len([line for line in running.lines() if line.get("route") == "/slots/{id}/lock"]) == 20
+
+
+def test_without_a_url_it_brings_its_own_store(start: Callable[..., Running], tmp_path: Path) -> None:
+    """In the user's data folder, as every command does; it is stopped with it."""
+    running = start(OVERBOOKED_LOCK_URL="", OVERBOOKED_LOCK_NAMESPACE="")
+    assert ask(running, "GET", "/readyz").is_success
+    assert running.stop() == 0
+    assert (tmp_path / "data/overbooked-lock/server.json").exists()
+    assert not (tmp_path / "data/overbooked-lock/server.sock").exists()
+
+
+def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
+    """With a certificate it may listen to others."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    key, chain = tmp_path / "key.pem", tmp_path / "cert.pem"
+    certificate.private_key_pem.write_to_path(str(key))
+    chain.write_bytes(b"".join(blob.bytes() for blob in certificate.cert_chain_pems))
+    running = start("--host", "0.0.0.0", "--tls-cert", str(chain), "--tls-key", str(key))  # noqa: S104
+    assert running.url.startswith("https://")
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    url = running.url.replace("0.0.0.0", "127.0.0.1")  # noqa: S104
+    assert httpx.get(f"{url}/healthz", verify=trusting).is_success
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--host", "0.0.0.0"], "--allow-plain-http"),  # noqa: S104
+        (["--rate-limit", "fast"], "100/10s"),
+        (["--trusted-proxy", "here"], "10.0.0.0/8"),
+        (["--url", "http://x"], "redis://"),
+        (["--host", "192.0.2.1", "--allow-plain-http"], "can't listen"),
+    ],
+)
+def test_what_it_refuses(environment: dict[str, str], words: list[str], says: str) -> None:
+    """With a line that says what to do, and no traceback."""
+    done = subprocess.run(
+        [PROGRAM, "serve", "--port", "0", *words],
+        env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode in {1, 2}
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_port_that_is_taken(environment: dict[str, str]) -> None:
+    """Is named."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [PROGRAM, "serve", "--port", port],
+            env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert port in done.stderr
+
+
+def test_what_is_no_http_gets_an_envelope_too(start: Callable[..., Running]) -> None:
+    """From the server itself, before there is a request."""
+    running = start()
+    with running.connect() as wire:
+        wire.sendall(b"what is this\r\n\r\n")
+        answer = b""
+        while piece := wire.recv(65536):
+            answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["code"] == "E013"
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_secret_is_ever_written(
+    start: Callable[..., Running], secret: ApiKey, public: ApiKey, lock_engine: LockEngine, form: str
+) -> None:
+    """Not what was right, not what was wrong, not what stood in the wrong place: in no log, answer or metric."""
+    running = start("--log-format", form, "--max-locks", "1", "--rate-limit", "50/1h")
+    slots = [data_of(ask(running, "POST", "/slots", NEW_SLOT, secret))["id"] for _ in range(3)]
+    mine, other, odd = (f"lock-key-{uuid.uuid4()}" for _ in range(3))
+    unknown = "sk_" + uuid.uuid4().hex * 2
+    answers = ""
+
+    def note(*arguments: Any, **more: Any) -> None:
+        nonlocal answers
+        answer = ask(running, *arguments, **more)
+        answers += f"{answer.headers}{answer.text}"
+
+    for slot in slots:
+        for key in (mine, other):
+            for who in (public, secret):
+                note("POST", f"/slots/{slot}/lock", {"lock_until": soon(), "lock_key": key}, who)
+        note("GET", f"/slots/{slot}", None, public, headers={"X-Lock-Key": mine})
+        note("POST", f"/slots/{slot}/unlock", {"lock_key": other}, public)
+        note("POST", "/bookings", {"slot_id": slot, "lock_key": other}, public)
+    note("GET", "/locks?limit=50&page=1", None, secret)
+    note("POST", "/bookings", {"slot_id": slots[0], "lock_key": mine}, public, headers={"Idempotency-Key": "1"})
+    note("POST", "/bookings", {"slot_id": slots[0], "lock_key": odd}, public, headers={"Idempotency-Key": "1"})
+    note("POST", f"/slots/{slots[0]}/lock", {"lock_until": odd, "lock_key": {"k": odd}}, public)
+    note("POST", f"/slots/{slots[0]}/lock", {"lock_until": soon(), "lock_key": odd * 9}, public)
+    note("GET", f"/slots?limit=1&page=1&lock_key={odd}&available={odd}", None, public)
+    note("GET", f"/{secret.key}/{odd}", None, None)
+    note("GET", "/slots?limit=1&page=1", None, None, headers={"Authorization": f"Bearer {unknown}"})
+    note("GET", "/slots?limit=1&page=1", None, None, headers={"Authorization": f"Basic {unknown}"})
+    lock_engine.revoke_api_key(public.id)
+    for _ in range(60):
+        note("GET", "/slots?limit=1&page=1", None, public)
+    metrics = httpx.get(f"{running.url}/metrics").text
+    assert running.stop() == 0
+    log = running.log.read_text()
+    assert log.count("POST") > 10
+    for secret_text in (mine, other, odd, unknown, secret.key, public.key):
+        for written in (log, answers, metrics):
+            assert secret_text not in written
+            assert secret_text[:24] not in written
+
+
+def test_a_line_a_request(start: Callable[..., Running], secret: ApiKey) -> None:
+    """With what one needs to find it, and to sum it up."""
+    running = start("--log-format", "json")
+    ask(running, "GET", "/slots/none", None, secret, headers={"X-Request-Id": "find-me"})
+    assert running.stop() == 0
+    [line] = [line for line in running.lines() if line.get("request_id") == "find-me"]
+    assert {name: line[name] for name in ("level", "method", "route", "status", "code", "key_id", "address")} == {
+        "level": "INFO", "method": "GET", "route": "/slots/{id}", "status": 404, "code": "E025",
+        "key_id": secret.id, "address": "127.0.0.1",
+    }  # fmt: skip
+    assert line["ms"] > 0
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(line["time"])).total_seconds()) < 60
+
+
+def test_a_flood_is_refused(start: Callable[..., Running], public: ApiKey) -> None:
+    """As the options say."""
+    running = start("--rate-limit", "2/1h")
+    answers = [ask(running, "GET", "/slots?limit=1&page=1", None, public) for _ in range(3)]
+    assert error_of(answers[2]) == ("E062", 429)
