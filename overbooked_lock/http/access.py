@@ -9,7 +9,7 @@ from typing import Literal
 
 from overbooked_lock import AsyncLockEngine
 from overbooked_lock.http.envelopes import ApiKeyInvalid, ApiKeyMissing, SecretKeyNeeded, TooManyRequests
-from overbooked_lock.models import ApiKey
+from overbooked_lock.models import ApiKeyInfo
 
 Rights = Literal["none", "any", "any, but strict", "secret"]
 """Who may call an endpoint: anybody, any key, any key unless the server is strict, a secret key."""
@@ -25,9 +25,9 @@ class Keyring:
 
     def __init__(self, engine: AsyncLockEngine) -> None:
         self._engine = engine
-        self._known: dict[bytes, tuple[float, ApiKey | None]] = {}
+        self._known: dict[bytes, tuple[float, ApiKeyInfo | None]] = {}
 
-    async def identify(self, authorization: str | None) -> ApiKey:
+    async def identify(self, authorization: str | None) -> ApiKeyInfo:
         """The key in the ``Authorization`` header. Raises ApiKeyMissing, ApiKeyInvalid, StoreUnavailable."""
         scheme, _, secret = (authorization or "").partition(" ")
         secret = secret.strip()
@@ -47,7 +47,7 @@ class Keyring:
         return known[1]
 
 
-def check_rights(rights: Rights, key: ApiKey, *, strict: bool) -> None:
+def check_rights(rights: Rights, key: ApiKeyInfo, *, strict: bool) -> None:
     """Raises SecretKeyNeeded."""
     if key.kind == "public" and (rights == "secret" or (strict and rights == "any, but strict")):
         raise SecretKeyNeeded

@@ -34,7 +34,7 @@ from overbooked_lock.http.envelopes import (
 from overbooked_lock.http.metrics import CONTENT_TYPE as METRICS_TYPE
 from overbooked_lock.http.metrics import Metrics
 from overbooked_lock.http.request import Disconnected, Receive, Request, Scope, Send
-from overbooked_lock.models import ApiKey, Quota
+from overbooked_lock.models import ApiKeyInfo, Quota
 
 log = logging.getLogger("overbooked_lock.http")
 
@@ -174,7 +174,7 @@ class Application:
         self,
         endpoint: Endpoint,
         request: Request,
-        key: ApiKey,
+        key: ApiKeyInfo,
         quota: Quota | None,
         once: str,
         given: Any,
@@ -296,7 +296,7 @@ class _Work:
         self.request = request
         self.route = " "
         self.endpoint: Endpoint | None = None
-        self.key: ApiKey | None = None
+        self.key: ApiKeyInfo | None = None
         self.error: OverbookedError | None = None
 
 
@@ -348,8 +348,8 @@ def create_app(
         raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
     if rate_limit is not None and not (rate_limit[0] >= 1 and rate_limit[1] > 0):
         raise InvalidArgument("rate_limit", "must be a number of requests and of seconds, both positive")
-    if max_locks is not None and max_locks < 1:
-        raise InvalidArgument("max_locks", "must be at least 1, or None")
+    if max_locks is not None and not 1 <= max_locks <= 1000:
+        raise InvalidArgument("max_locks", "must be 1 to 1,000, or None")
     try:
         return Application(
             engine,

@@ -18,7 +18,7 @@ from overbooked_lock.http import inputs
 from overbooked_lock.http.access import Rights, check_rights
 from overbooked_lock.http.envelopes import Answer
 from overbooked_lock.http.request import Request
-from overbooked_lock.models import ApiKey, Booking, LiveLock, NewSlot, Quota, Slot, UtcDate
+from overbooked_lock.models import ApiKeyInfo, Booking, LiveLock, NewSlot, Quota, Slot, UtcDate
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Call:
 
     engine: AsyncLockEngine
     request: Request
-    key: ApiKey
+    key: ApiKeyInfo
     quota: Quota | None
     new_id: str | None
 

@@ -36,7 +36,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
 }
 """Every code: its status, and what it says."""
 
-_OF_ALL = ("E001", "E013", "E055", "E056", "E062", "E070")
+_OF_ALL = ("E001", "E002", "E013", "E055", "E056", "E062", "E070")
 
 _SLOT = {
     "_object": "slot",

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx
 import pytest
@@ -42,7 +42,7 @@ class Served:
         self._arguments = (store, around, namespace, settings)
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
 
-    def __enter__(self) -> Served:
+    def __enter__(self) -> Self:
         self._thread.start()
         self.url, self.engine = self._started.result(PATIENCE)
         self.public = self.ask(self.engine.create_api_key("public", name="shop"))

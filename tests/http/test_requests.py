@@ -233,9 +233,8 @@ def test_answers_are_not_cached(api: Served) -> None:
 def test_http_10_and_pipelines(api: Served) -> None:
     """Old clients and hasty ones."""
     assert body_of(exchange(api, b"GET /healthz HTTP/1.0\r\n\r\n"))["success"] is True
-    two = exchange(
-        api, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-    )
+    hasty = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /nothing HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    two = exchange(api, hasty)
     assert two.count(b"HTTP/1.1 ") == 2
 
 

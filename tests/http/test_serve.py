@@ -116,6 +116,12 @@ def ask(running: Running, method: str, path: str, body: Any = None, key: ApiKey 
     return checked(httpx.request(method, running.url + path, json=body, headers=headers, timeout=PATIENCE, **more))
 
 
+def post_slots(key: ApiKey, length: int) -> bytes:
+    """The head of a request with a body."""
+    head = f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key.key}\r\nContent-Length: {length}\r\n\r\n"
+    return head.encode()
+
+
 NEW_SLOT = {"resource_id": "r", "start_date": "2030-01-01", "end_date": "2030-01-02", "capacity": 1}
 
 
@@ -134,11 +140,9 @@ def test_what_is_under_way_is_answered_before_the_end(start: Callable[..., Runni
     """Nobody new is let in, and a connection without a request is closed."""
     running = start()
     body = json.dumps(NEW_SLOT).encode()
-    head = (
-        f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret.key}\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    head = post_slots(secret, len(body))
     with running.connect() as wire, running.connect() as idle:
-        wire.sendall(head.encode() + body[:10])
+        wire.sendall(head + body[:10])
         assert ask(running, "GET", "/healthz").is_success  # by then it has read what came before
         running.process.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + PATIENCE
@@ -161,9 +165,7 @@ def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey) -> N
     """A request that never comes whole can't keep the server."""
     running = start()
     with running.connect() as wire:
-        wire.sendall(
-            f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret.key}\r\nContent-Length: 9\r\n\r\n".encode()
-        )
+        wire.sendall(post_slots(secret, 9))
         assert ask(running, "GET", "/healthz").is_success
         assert running.stop() == 0
 
