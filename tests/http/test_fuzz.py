@@ -50,7 +50,7 @@ def test_every_answer_is_one_that_the_document_has(api: Served, path: str, metho
         suppress_health_check=list(HealthCheck),
     )
     @given(st.one_of(cases), st.booleans())
-    def fuzz(case: Any, of_ours: bool) -> None:  # noqa: FBT001
+    def fuzz(case: Any, of_ours: bool) -> None:
         if of_ours and case.path_parameters:
             case.path_parameters["id"] = slot
         case.headers = dict(case.headers or {})

@@ -26,6 +26,7 @@ import trustme
 
 from overbooked_lock import EmbeddedServer, LockEngine
 from overbooked_lock.models import ApiKey
+from tests.conftest import SOAK
 from tests.http.conftest import checked, data_of, error_of, soon
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
@@ -53,9 +54,11 @@ class Running:
         found = re.search(r"listens on (\S+)", said)
         assert found, log.read_text()
         self.url = found[1]
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> int:
         """Sends it a signal and waits for its end; gives the exit code."""
+        self.client.close()
         self.process.send_signal(how)
         return self.process.wait(PATIENCE)
 
@@ -91,6 +94,7 @@ def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Callable[...,
             return running
 
         def end(running: Running) -> None:
+            running.client.close()
             with running.process, contextlib.suppress(ProcessLookupError):
                 os.killpg(running.process.pid, signal.SIGKILL)
 
@@ -113,7 +117,7 @@ def ask(running: Running, method: str, path: str, body: Any = None, key: ApiKey 
     """Sends a request and checks that the answer is an envelope."""
     headers = {"Authorization": f"Bearer {key.key}"} if key else {}
     headers |= more.pop("headers", {})
-    return checked(httpx.request(method, running.url + path, json=body, headers=headers, timeout=PATIENCE, **more))
+    return checked(running.client.request(method, path, json=body, headers=headers, **more))
 
 
 def post_slots(key: ApiKey, length: int) -> bytes:
@@ -161,6 +165,7 @@ def test_what_is_under_way_is_answered_before_the_end(start: Callable[..., Runni
     assert running.process.wait(PATIENCE) == 0
 
 
+@pytest.mark.skipif(not SOAK, reason="takes ten seconds")
 def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey) -> None:
     """A request that never comes whole can't keep the server."""
     running = start()
@@ -177,7 +182,7 @@ def test_workers_share_the_port_and_the_store(start: Callable[..., Running], sec
     for slot in slots:
         lock = {"lock_until": soon(), "lock_key": "k"}
         assert ask(running, "POST", f"/slots/{slot}/lock", lock, secret).is_success
-    metrics = httpx.get(f"{running.url}/metrics").text
+    metrics = running.client.get("/metrics").text
     assert "overbooked_locks_granted_total 20.0" in metrics
     assert running.stop() == 0
     assert len([line for line in running.lines() if line.get("route") == "/slots/{id}/lock"]) == 20
@@ -289,7 +294,7 @@ def test_no_secret_is_ever_written(
     lock_engine.revoke_api_key(public.id)
     for _ in range(60):
         note("GET", "/slots?limit=1&page=1", None, public)
-    metrics = httpx.get(f"{running.url}/metrics").text
+    metrics = running.client.get("/metrics").text
     assert running.stop() == 0
     log = running.log.read_text()
     assert log.count("POST") > 10
