@@ -468,7 +468,7 @@ def _serve(
     ] = None,  # typer would parse a default, too
     max_locks: Annotated[
         int,
-        typer.Option(metavar="N", min=0, max=1000, help="Live locks of a public key and address; 0 for any number."),
+        typer.Option(metavar="N", min=0, max=1000, help="Live locks of a public key and address; 0: any number."),
     ] = 20,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How to log, on stderr.")] = "text",
     url: Url = None,

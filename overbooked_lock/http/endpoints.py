@@ -88,7 +88,7 @@ async def create_slot(call: Call, body: inputs.NewSlotBody) -> Answer:
         capacity=body.capacity,
         metadata={} if body.metadata is None else body.metadata,
         lockable=body.lockable is not False,
-        **({} if call.new_id is None else {"id": call.new_id}),
+        id=call.new_id or arguments.new_id(),
     )
     return Answer(await call.engine.create_slot(new))
 

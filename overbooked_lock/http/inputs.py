@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -51,6 +52,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True)
 
+    example: ClassVar[Mapping[str, Any]]
+    """For the documentation."""
+
 
 class Query(BaseModel):
     """What comes in a URL, where all is text."""
@@ -61,16 +65,12 @@ class Query(BaseModel):
 class NewSlotBody(Body):
     """A slot to be created."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "example": {
-                "resource_id": "5b003c67-f69f-471b-9268-3896a9a3df29",
-                "start_date": "2030-10-21T22:30:00+02:00",
-                "end_date": "2030-10-21T22:50:00+02:00",
-                "capacity": 1,
-            }
-        }
-    )
+    example: ClassVar = {
+        "resource_id": "5b003c67-f69f-471b-9268-3896a9a3df29",
+        "start_date": "2030-10-21T22:30:00+02:00",
+        "end_date": "2030-10-21T22:50:00+02:00",
+        "capacity": 1,
+    }
 
     resource_id: Id
     start_date: Date
@@ -83,7 +83,7 @@ class NewSlotBody(Body):
 class SlotChanges(Body):
     """What is to change; what is absent stays."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"capacity": 2}})
+    example: ClassVar = {"capacity": 2}
 
     start_date: Date | None = None
     end_date: Date | None = None
@@ -95,9 +95,7 @@ class SlotChanges(Body):
 class LockBody(Body):
     """A lock asked for."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"lock_until": "2030-12-19T15:00:00.000Z", "lock_key": "lock_key_1234"}}
-    )
+    example: ClassVar = {"lock_until": "2030-12-19T15:00:00.000Z", "lock_key": "lock_key_1234"}
 
     lock_until: Annotated[Date, Field(description="Until when.")]
     lock_key: LockKey
@@ -106,18 +104,16 @@ class LockBody(Body):
 class UnlockBody(Body):
     """The lock's own key; or ``force`` with a secret API key, which ends any lock."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"lock_key": "lock_key_1234"}})
+    example: ClassVar = {"lock_key": "lock_key_1234"}
 
     lock_key: LockKey | None = None
-    force: Annotated[bool, Field(description="End the lock whoever holds it. Needs a secret API key.")] = False
+    force: Annotated[bool | None, Field(description="End the lock whoever holds it. Needs a secret API key.")] = None
 
 
 class NewBookingBody(Body):
     """A booking to be made."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"example": {"slot_id": "3751095a-b4ef-41a3-98a3-b8a0eecfc332", "lock_key": "lock_key_1234"}}
-    )
+    example: ClassVar = {"slot_id": "3751095a-b4ef-41a3-98a3-b8a0eecfc332", "lock_key": "lock_key_1234"}
 
     slot_id: Id
     lock_key: LockKey | None = None
@@ -127,7 +123,7 @@ class NewBookingBody(Body):
 class BookingChanges(Body):
     """What is to change; what is absent stays."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"metadata": {"name": "Ada"}}})
+    example: ClassVar = {"metadata": {"name": "Ada"}}
 
     metadata: Metadata | None = None
 
@@ -135,7 +131,7 @@ class BookingChanges(Body):
 class RescheduleBody(Body):
     """Where a booking goes."""
 
-    model_config = ConfigDict(json_schema_extra={"example": {"target_slot_id": "9a3f95a0-0dbd-4f2f-8c40-43d6a4e6a0b1"}})
+    example: ClassVar = {"target_slot_id": "9a3f95a0-0dbd-4f2f-8c40-43d6a4e6a0b1"}
 
     target_slot_id: Id
 

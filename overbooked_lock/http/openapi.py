@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from overbooked_lock import __version__
 from overbooked_lock.http.endpoints import Endpoint
+from overbooked_lock.http.inputs import Body
 
 ERRORS: Mapping[str, tuple[int, str]] = {
     "E001": (500, "internal error"),
@@ -73,7 +74,7 @@ _LOCK = {
     "fencing_token": 1608392700000000,
     "key_hash": "1f0c9a3e",
 }
-_EXAMPLES = {"Slot": _SLOT, "Booking": _BOOKING, "LockItem": _LOCK}
+_EXAMPLES: Mapping[str, Mapping[str, Any]] = {"Slot": _SLOT, "Booking": _BOOKING, "LockItem": _LOCK}
 
 _SECURITY: Mapping[str, list[dict[str, list[str]]]] = {
     "any": [{"public_key": []}, {"secret_key": []}],
@@ -124,9 +125,8 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     }
     if endpoint.rights == "any, but strict":
         operation["description"] = "A strict server asks for a secret key."
-    if endpoint.takes is not None and endpoint.method != "GET":
-        content = {"schema": _ref(endpoint.takes.__name__), "example": endpoint.takes.model_config["json_schema_extra"]}
-        content["example"] = content["example"]["example"]
+    if endpoint.takes is not None and issubclass(endpoint.takes, Body):
+        content = {"schema": _ref(endpoint.takes.__name__), "example": dict(endpoint.takes.example)}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
 

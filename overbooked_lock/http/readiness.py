@@ -51,12 +51,12 @@ class Readiness:
             async with asyncio.timeout(self.PATIENCE):
                 await connection.connect()
                 await connection.send_command("INFO", "memory")
-                info = (await connection.read_response()).decode()
+                info: bytes = await connection.read_response()
         except ResponseError:
             return "noeviction"  # who may not ask has seen all there is to see
         except store.FAILURES as error:
             raise StoreUnavailable("not_applied", "it did not tell of its memory") from error
         finally:
             await connection.disconnect(nowait=True)
-        facts = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
         return facts.get("maxmemory_policy", "noeviction")

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 import uuid
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, TypeVar
 
 import httpx
-import pytest
 import uvicorn
 
-from overbooked_lock import AsyncLockEngine, EmbeddedServer
+from overbooked_lock import AsyncLockEngine
 from overbooked_lock.http import create_app
 from overbooked_lock.http.request import Receive, Scope, Send
 from overbooked_lock.models import ApiKey
@@ -147,24 +145,3 @@ def error_of(response: httpx.Response) -> tuple[str, int]:
     """The code and the status of an error."""
     error = response.json()["error"]
     return error["code"], error["status"]
-
-
-@pytest.fixture
-def serve(lock_server: EmbeddedServer) -> Iterator[Callable[..., Served]]:
-    """Starts servers with settings of their own."""
-    with contextlib.ExitStack() as stack:
-
-        def start(
-            store: str = lock_server.url, around: Callable[[Any], Any] = lambda app: app, **settings: Any
-        ) -> Served:
-            return stack.enter_context(Served(store, around, f"test-{uuid.uuid4().hex}", settings))
-
-        yield start
-
-
-@pytest.fixture(scope="session")
-def api(lock_server: EmbeddedServer) -> Iterator[Served]:
-    """A server without limits, for all tests that bring slots of their own."""
-    settings = {"rate_limit": None, "max_locks": None}
-    with Served(lock_server.url, lambda app: app, f"test-{uuid.uuid4().hex}", settings) as served:
-        yield served

@@ -14,7 +14,8 @@ from overbooked_lock.http import create_app
 from overbooked_lock.http.access import Keyring, RateLimit
 from overbooked_lock.http.endpoints import ENDPOINTS
 from overbooked_lock.http.envelopes import TooManyRequests
-from tests.http.conftest import Served, data_of, error_of, soon
+
+from .tools import Served, data_of, error_of, soon
 
 SECRET_ONLY = {
     "slot.create", "slot.update", "slot.enable", "slot.disable", "slot.delete", "booking.delete", "lock.list",

@@ -13,7 +13,8 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from overbooked_lock import NewSlot
-from tests.http.conftest import Served, checked, data_of, error_of, soon
+
+from .tools import Served, checked, data_of, error_of, soon
 
 
 @pytest.mark.parametrize(

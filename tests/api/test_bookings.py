@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.http.conftest import Served, data_of, error_of, soon
+from .tools import Served, data_of, error_of, soon
 
 FIELDS = ["_object", "resource_id", "created_at", "id", "metadata", "slot_id", "status", "updated_at"]
 

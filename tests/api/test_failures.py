@@ -13,7 +13,8 @@ import pytest
 import redis
 
 from overbooked_lock import EmbeddedServer, StoreUnavailable
-from tests.http.conftest import Served, error_of
+
+from .tools import Served, error_of
 
 
 @pytest.fixture

@@ -12,15 +12,12 @@ from schemathesis import GenerationMode, checks
 
 from overbooked_lock.http.endpoints import ENDPOINTS
 from overbooked_lock.http.openapi import document
-from tests.conftest import SOAK
-from tests.http.conftest import Served
+
+from .tools import Served
 
 DOCUMENT = document(ENDPOINTS)
 SCHEMA: Any = schemathesis.openapi.from_dict(DOCUMENT)
 OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
-EXAMPLES = 500 if SOAK else 10
-"""For each operation and each kind of key."""
-
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,
@@ -32,7 +29,7 @@ CHECKS = [
 
 @pytest.mark.parametrize("who", ["secret", "public", "nobody"])
 @pytest.mark.parametrize(("path", "method"), OPERATIONS)
-def test_every_answer_is_one_that_the_document_has(api: Served, path: str, method: str, who: str) -> None:
+def test_every_answer_is_one_that_the_document_has(api: Served, path: str, method: str, who: str, soak: bool) -> None:
     """No 500, nothing outside the envelopes, no status and no field that is not documented."""
     operation = SCHEMA[path][method.upper()]
     cases = [operation.as_strategy(GenerationMode.POSITIVE)]
@@ -42,7 +39,7 @@ def test_every_answer_is_one_that_the_document_has(api: Served, path: str, metho
     slot = api.slot()["id"]
 
     @settings(
-        max_examples=EXAMPLES,
+        max_examples=500 if soak else 10,
         derandomize=True,
         database=None,
         deadline=None,

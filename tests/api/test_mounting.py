@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 
-from tests.http.conftest import Served, data_of, error_of
+from .tools import Served, data_of, error_of
 
 
 @pytest.mark.parametrize("host", [Starlette, FastAPI])

@@ -26,8 +26,8 @@ import trustme
 
 from overbooked_lock import EmbeddedServer, LockEngine
 from overbooked_lock.models import ApiKey
-from tests.conftest import SOAK
-from tests.http.conftest import checked, data_of, error_of, soon
+
+from .tools import checked, data_of, error_of, soon
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
 PATIENCE = 20.0  # seconds
@@ -165,9 +165,10 @@ def test_what_is_under_way_is_answered_before_the_end(start: Callable[..., Runni
     assert running.process.wait(PATIENCE) == 0
 
 
-@pytest.mark.skipif(not SOAK, reason="takes ten seconds")
-def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey) -> None:
+def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey, soak: bool) -> None:
     """A request that never comes whole can't keep the server."""
+    if not soak:
+        pytest.skip("takes ten seconds")
     running = start()
     with running.connect() as wire:
         wire.sendall(post_slots(secret, 9))

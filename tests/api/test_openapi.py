@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
-from referencing import Registry, Resource
+from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 from overbooked_lock.http.endpoints import ENDPOINTS
 from overbooked_lock.http.openapi import ERRORS, document
-from tests.http.conftest import Served, data_of
+
+from .tools import Served, data_of
 
 DOCUMENT = document(ENDPOINTS)
 DOCS = Path(__file__).parents[2] / "docs" / "http.md"
@@ -35,7 +36,7 @@ def operations() -> list[Any]:
 
 def check(schema: Any, value: Any) -> None:
     """Fails if a value is not what a schema of the document says."""
-    whole = Resource(contents=DOCUMENT, specification=DRAFT202012)
+    whole = DRAFT202012.create_resource(DOCUMENT)
     registry = Registry[Any]().with_resource("urn:api", whole)
     absolute = json.loads(json.dumps(schema).replace('"#/', '"urn:api#/'))
     Draft202012Validator(absolute, registry=registry).validate(value)
