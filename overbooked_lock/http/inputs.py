@@ -168,7 +168,7 @@ Input = TypeVar("Input", bound=BaseModel)
 def read_json(body: bytes) -> Any:
     """The JSON of a body. Raises InvalidArgument, also for names that come twice: nobody knows which one counts."""
     try:
-        return json.loads(body.decode(), object_pairs_hook=_once_each, parse_constant=_refuse)
+        return _decode(body.decode())
     except (ValueError, RecursionError):
         raise InvalidArgument(
             "body", "must be JSON in UTF-8, with each name once and without NaN and Infinity"
@@ -184,6 +184,9 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(constant)
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_refuse).decode
 
 
 def validate(model: type[Input], given: Any) -> Input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import re
-import uuid
+import secrets
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
@@ -48,7 +48,7 @@ class Request:
         self._scope = scope
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self._headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _is_request_id(given) else str(uuid.uuid4())
+        self.id = given.decode() if _is_request_id(given) else secrets.token_hex(16)
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.segments = _segments(scope)
         self.address = _address(scope, trusted_proxies)

@@ -198,7 +198,7 @@ def test_request_ids(api: Served) -> None:
     assert api.call("GET", "/nothing", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == "abc-1"
     for bad in ("x" * 129, "a b", "é", ""):
         made = api.call("GET", "/healthz", headers={"X-Request-Id": bad.encode()}).headers["x-request-id"]
-        assert str(uuid.UUID(made)) == made
+        assert re.fullmatch("[0-9a-f]{32}", made)
 
 
 def test_cors(api: Served) -> None:
