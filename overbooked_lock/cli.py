@@ -492,11 +492,13 @@ def _serve(
             allow_plain_http=allow_plain_http,
             workers=workers,
             log_format=log_format,
-            strict=strict,
-            origins=origins or ("*",),
-            trusted_proxies=trusted_proxies or (),
-            rate_limit=limit if limit.requests else None,
-            max_locks=max_locks or None,
+            app={
+                "strict": strict,
+                "origins": origins or ("*",),
+                "trusted_proxies": trusted_proxies or (),
+                "rate_limit": limit if limit.requests else None,
+                "max_locks": max_locks or None,
+            },
         )
     )
     return 0

@@ -11,8 +11,8 @@ from overbooked_lock import AsyncLockEngine
 from overbooked_lock.http.envelopes import ApiKeyInvalid, ApiKeyMissing, SecretKeyNeeded, TooManyRequests
 from overbooked_lock.models import ApiKeyInfo
 
-Rights = Literal["none", "any", "any, but strict", "secret"]
-"""Who may call an endpoint: anybody, any key, any key unless the server is strict, a secret key."""
+Rights = Literal["any", "any, but strict", "secret"]
+"""Which keys may call an endpoint: any, any unless the server is strict, a secret key."""
 
 _is_key = re.compile(r"(?:pk|sk)_[0-9a-f]{64}").fullmatch
 

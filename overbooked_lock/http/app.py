@@ -33,7 +33,7 @@ from overbooked_lock.http.envelopes import (
 )
 from overbooked_lock.http.metrics import CONTENT_TYPE as METRICS_TYPE
 from overbooked_lock.http.metrics import Metrics
-from overbooked_lock.http.request import Disconnected, Receive, Request, Scope, Send
+from overbooked_lock.http.request import Disconnected, Network, Receive, Request, Scope, Send
 from overbooked_lock.models import ApiKeyInfo, Quota
 
 log = logging.getLogger("overbooked_lock.http")
@@ -64,23 +64,44 @@ Plain = Callable[[Request], Awaitable[Response]]
 
 
 class Application:
-    """The HTTP API of an engine, as an ASGI application; made by :func:`create_app`."""
+    """The HTTP API of an engine: an ASGI application, to be served or mounted in another one.
+
+    Args:
+        engine: An engine that refuses unregistered slots (the default).
+        strict: Public keys may only lock, unlock, book and read slots.
+        origins: Which web pages' origins may call it from a browser; ``"*"`` is any.
+        trusted_proxies: Networks (``10.0.0.0/8``) whose ``X-Forwarded-For`` is believed.
+        rate_limit: For each public key and address: so many requests at once, refilled within so many seconds.
+            None: no limit.
+        max_locks: How many live locks an address may have under a public key; None: as many as it wants.
+        close_engine: Close the engine at the end of the ASGI lifespan. Whoever made it closes it: say True only if
+            nobody else does.
+
+    Raises:
+        InvalidArgument: An argument is wrong.
+    """
 
     def __init__(
         self,
         engine: AsyncLockEngine,
         *,
-        strict: bool,
-        origins: Sequence[str],
-        trusted_proxies: Sequence[str],
-        rate_limit: tuple[int, float] | None,
-        max_locks: int | None,
-        close_engine: bool,
+        strict: bool = False,
+        origins: Sequence[str] = ("*",),
+        trusted_proxies: Sequence[str] = (),
+        rate_limit: tuple[int, float] | None = (100, 10.0),
+        max_locks: int | None = 20,
+        close_engine: bool = False,
     ) -> None:
+        if engine._operations._settings.scope == "any":  # noqa: SLF001 - our own
+            raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
+        if rate_limit is not None and not (rate_limit[0] >= 1 and rate_limit[1] > 0):
+            raise InvalidArgument("rate_limit", "must be a number of requests and of seconds, both positive")
+        if max_locks is not None and not 1 <= max_locks <= 1000:
+            raise InvalidArgument("max_locks", "must be 1 to 1,000, or None")
         self._engine = engine
         self._strict = strict
         self._origins = None if "*" in origins else {origin.encode() for origin in origins}
-        self._trusted = [ip_network(proxy) for proxy in trusted_proxies]
+        self._trusted = [_network(proxy) for proxy in trusted_proxies]
         self._rate_limit = None if rate_limit is None else RateLimit(*rate_limit)
         self._max_locks = max_locks
         self._close_engine = close_engine
@@ -294,10 +315,17 @@ class _Work:
 
     def __init__(self, request: Request) -> None:
         self.request = request
-        self.route = " "
+        self.route = ""
         self.endpoint: Endpoint | None = None
         self.key: ApiKeyInfo | None = None
         self.error: OverbookedError | None = None
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError:
+        raise InvalidArgument("trusted_proxies", "must be networks like 10.0.0.0/8 or fd00::/8") from None
 
 
 _OTHER_BODY = InvalidArgument("Idempotency-Key", "was used with another body")
@@ -318,47 +346,4 @@ def _plain(data: dict[str, str]) -> Response:
     return Response(200, json.dumps({"data": data, "meta": {}, "success": True}).encode(), [])
 
 
-def create_app(
-    engine: AsyncLockEngine,
-    *,
-    strict: bool = False,
-    origins: Sequence[str] = ("*",),
-    trusted_proxies: Sequence[str] = (),
-    rate_limit: tuple[int, float] | None = (100, 10.0),
-    max_locks: int | None = 20,
-    close_engine: bool = False,
-) -> Application:
-    """The HTTP API of an engine: an ASGI application, to be served or mounted in another one.
-
-    Args:
-        engine: An engine that refuses unregistered slots (the default).
-        strict: Public keys may only lock, unlock, book and read slots.
-        origins: Which web pages' origins may call it from a browser; ``"*"`` is any.
-        trusted_proxies: Networks (``10.0.0.0/8``) whose ``X-Forwarded-For`` is believed.
-        rate_limit: For each public key and address: so many requests at once, refilled within so many seconds.
-            None: no limit.
-        max_locks: How many live locks an address may have under a public key; None: as many as it wants.
-        close_engine: Close the engine at the end of the ASGI lifespan. Whoever made it closes it: say True only if
-            nobody else does.
-
-    Raises:
-        InvalidArgument: An argument is wrong.
-    """
-    if engine._operations._settings.scope == "any":  # noqa: SLF001 - our own
-        raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
-    if rate_limit is not None and not (rate_limit[0] >= 1 and rate_limit[1] > 0):
-        raise InvalidArgument("rate_limit", "must be a number of requests and of seconds, both positive")
-    if max_locks is not None and not 1 <= max_locks <= 1000:
-        raise InvalidArgument("max_locks", "must be 1 to 1,000, or None")
-    try:
-        return Application(
-            engine,
-            strict=strict,
-            origins=origins,
-            trusted_proxies=trusted_proxies,
-            rate_limit=rate_limit,
-            max_locks=max_locks,
-            close_engine=close_engine,
-        )
-    except ValueError as error:
-        raise InvalidArgument("trusted_proxies", "must be networks like 10.0.0.0/8 or fd00::/8") from error
+create_app = Application

@@ -225,7 +225,7 @@ def _failure(status: int, codes: Sequence[str]) -> dict[str, Any]:
             }
         },
     }
-    if {"E045", "E062"} & set(codes):
+    if {"E045", "E050", "E062"} & set(codes):
         failure["headers"]["Retry-After"] = _header("Seconds after which it may succeed.", "integer")
     return failure
 

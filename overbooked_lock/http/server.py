@@ -6,6 +6,7 @@ of keys, and never a lock_key.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ipaddress
 import json
@@ -13,10 +14,11 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -43,7 +45,7 @@ _BACKLOG = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to serve. What ``create_app`` takes is described there.
+    """How to serve.
 
     Attributes:
         url: The Redis or Valkey; None: a private server in ``folder``.
@@ -54,6 +56,7 @@ class Settings:
         allow_plain_http: Speak it to others, too: behind a proxy that has the certificate.
         workers: How many processes share the port and the store.
         log_format: ``"text"`` for people, ``"json"`` for programs.
+        app: What ``create_app`` takes.
     """
 
     url: str | None
@@ -66,11 +69,7 @@ class Settings:
     allow_plain_http: bool = False
     workers: int = 1
     log_format: LogFormat = "text"
-    strict: bool = False
-    origins: Sequence[str] = ("*",)
-    trusted_proxies: Sequence[str] = ()
-    rate_limit: tuple[int, float] | None = (100, 10.0)
-    max_locks: int | None = 20
+    app: Mapping[str, Any] = field(default_factory=dict)
 
 
 def serve(settings: Settings) -> None:
@@ -84,6 +83,7 @@ def serve(settings: Settings) -> None:
         if settings.url is None:
             # Ours as long as any worker's: one that dies must not take the server with it.
             stack.enter_context(EmbeddedServer(settings.folder))
+        asyncio.run(_try_out(settings))
         listener = stack.enter_context(_listen(settings.host, settings.port))
         scheme = "https" if settings.tls_cert else "http"
         host, port = listener.getsockname()[:2]
@@ -119,19 +119,13 @@ def serve(settings: Settings) -> None:
 def build(settings: Settings) -> Application:
     """The application of one worker, with an engine of its own."""
     log_to_stderr(settings.log_format)
+    return create_app(_engine(settings), close_engine=True, **settings.app)
+
+
+def _engine(settings: Settings) -> AsyncLockEngine:
     if settings.url is None:
-        engine = AsyncLockEngine.embedded(settings.folder, namespace=settings.namespace)
-    else:
-        engine = AsyncLockEngine.from_url(settings.url, namespace=settings.namespace)
-    return create_app(
-        engine,
-        strict=settings.strict,
-        origins=settings.origins,
-        trusted_proxies=settings.trusted_proxies,
-        rate_limit=settings.rate_limit,
-        max_locks=settings.max_locks,
-        close_engine=True,
-    )
+        return AsyncLockEngine.embedded(settings.folder, namespace=settings.namespace)
+    return AsyncLockEngine.from_url(settings.url, namespace=settings.namespace)
 
 
 def _check(settings: Settings) -> None:
@@ -145,6 +139,19 @@ def _check(settings: Settings) -> None:
         )
     if settings.workers < 1:
         raise InvalidArgument("workers", "must be at least 1")
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        try:
+            # A password is asked for at a terminal otherwise.
+            tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            tls.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: "")
+        except OSError as error:
+            raise InvalidArgument("tls_cert", "and tls_key must be a certificate and its own key, as PEM") from error
+
+
+async def _try_out(settings: Settings) -> None:
+    """What a worker would fail at, and be started again and again, fails here."""
+    async with _engine(settings) as engine:
+        create_app(engine, **settings.app)
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,7 +13,7 @@ from overbooked_lock import AsyncLockEngine, InvalidArgument
 from overbooked_lock.http import create_app
 from overbooked_lock.http.access import Keyring, RateLimit
 from overbooked_lock.http.endpoints import ENDPOINTS
-from overbooked_lock.http.envelopes import TooManyRequests
+from overbooked_lock.http.envelopes import ApiKeyInvalid, TooManyRequests
 
 from .tools import Served, data_of, error_of, soon
 
@@ -88,15 +88,30 @@ def test_a_revoked_key_ends_within_two_seconds(serve: Callable[..., Served]) -> 
     assert error_of(answer) == ("E055", 401)
 
 
-def test_a_new_key_may_be_tried_before_it_is_made(serve: Callable[..., Served]) -> None:
-    """What is unknown is remembered no longer than what is known."""
-    api = serve()
-    assert api.call("GET", "/slots?limit=1&page=1", key=api.ask(api.engine.create_api_key("secret"))).is_success
+async def test_keys_are_remembered_and_not_too_many(
+    async_lock_engine: AsyncLockEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store is asked once for each, in two seconds; guesses don't fill the memory."""
+    monkeypatch.setattr(Keyring, "MOST", 3)
+    find, asked = async_lock_engine.find_api_key, list[str]()
 
+    async def counted(key: str) -> Any:
+        asked.append(key)
+        return await find(key)
 
-def test_the_keyring_stays_small(async_lock_engine: AsyncLockEngine) -> None:
-    """Guesses take no memory for long."""
-    assert Keyring.MOST <= 10_000
+    monkeypatch.setattr(async_lock_engine, "find_api_key", counted)
+    keyring = Keyring(async_lock_engine)
+    key = await async_lock_engine.create_api_key("secret")
+    for _ in range(5):
+        assert (await keyring.identify(f"Bearer {key.key}")).id == key.id
+    assert asked == [key.key]
+    for guess in range(10):
+        for _ in range(2):
+            with pytest.raises(ApiKeyInvalid):
+                await keyring.identify(f"Bearer sk_{guess:064x}")
+    assert len(asked) == 11
+    assert len(keyring._known) <= 3
+    assert key.key.encode() not in keyring._known
 
 
 # Limits

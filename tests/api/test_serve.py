@@ -198,6 +198,13 @@ def test_without_a_url_it_brings_its_own_store(start: Callable[..., Running], tm
     assert not (tmp_path / "data/overbooked-lock/server.sock").exists()
 
 
+def test_ipv6(start: Callable[..., Running]) -> None:
+    """In brackets, as URLs have it."""
+    running = start("--host", "::1")
+    assert running.url.startswith("http://[::1]:")
+    assert ask(running, "GET", "/healthz").is_success
+
+
 def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
     """With a certificate it may listen to others."""
     authority = trustme.CA()
@@ -222,6 +229,9 @@ def test_tls(start: Callable[..., Running], tmp_path: Path) -> None:
         (["--trusted-proxy", "here"], "10.0.0.0/8"),
         (["--url", "http://x"], "redis://"),
         (["--host", "192.0.2.1", "--allow-plain-http"], "can't listen"),
+        (["--workers", "2", "--trusted-proxy", "here"], "10.0.0.0/8"),
+        (["--tls-cert", __file__, "--tls-key", __file__], "as PEM"),
+        (["--tls-cert", __file__], "both"),
     ],
 )
 def test_what_it_refuses(environment: dict[str, str], words: list[str], says: str) -> None:
