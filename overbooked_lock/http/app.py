@@ -14,7 +14,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
@@ -183,42 +183,33 @@ class Application:
                 self._rate_limit.take(holder)
             if self._max_locks is not None:
                 quota = Quota(holder, self._max_locks)
-        given: Any = None
-        if found.takes is not None:
-            given = request.query() if found.method == "GET" else inputs.read_json(await request.body())
-        body = None if found.takes is None else inputs.validate(found.takes, given)
+        call = Call(self._engine, request, key, quota)
+        if found.takes is None:
+            return _success(await found.handler(call, None))
+        given = request.query() if found.method == "GET" else inputs.read_json(await request.body())
+        body = inputs.validate(found.takes, given)
         if found.creates and (once := request.idempotency_key) is not None:
-            return await self._once(found, request, key, quota, once, given, body)
-        return _success(await found.handler(Call(self._engine, request, key, quota, None), body))
+            return await self._once(found, call, once, given, body)
+        return _success(await found.handler(call, body))
 
-    async def _once(
-        self,
-        endpoint: Endpoint,
-        request: Request,
-        key: ApiKeyInfo,
-        quota: Quota | None,
-        once: str,
-        given: Any,
-        body: Any,
-    ) -> Response:
+    async def _once(self, endpoint: Endpoint, call: Call, once: str, given: Any, body: Any) -> Response:
         """Creates what was asked for, or gives the answer again that was given when it was created.
 
         The id of what is created follows from the idempotency key, so even two requests at the same time, or one
         after a crash, can't create two. The answer is kept only for the words that it had then.
         """
-        name = str(uuid.uuid5(_NAMESPACE, f"{key.id}\n{endpoint.route}\n{once}"))
+        name = str(uuid.uuid5(_NAMESPACE, f"{call.key.id}\n{endpoint.route}\n{once}"))
         fingerprint = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
         kept = await self._engine.get_answer(name)
         if kept is None:
             try:
-                answer = await endpoint.handler(Call(self._engine, request, key, quota, name), body)
+                answer = await endpoint.handler(replace(call, new_id=name), body)
             except (SlotExists, BookingExists):
-                raise _OTHER_BODY from None
-            kept = await self._engine.keep_answer(
-                name, f"{fingerprint}{answer.body().decode()}", keep_for=KEEP_ANSWERS_FOR
-            )
+                raise _other_body() from None
+            text = f"{fingerprint}{answer.body().decode()}"
+            kept = await self._engine.keep_answer(name, text, keep_for=KEEP_ANSWERS_FOR)
         if not kept.startswith(fingerprint):
-            raise _OTHER_BODY
+            raise _other_body()
         return Response(200, kept[len(fingerprint) :].encode(), [])
 
     def _failed(self, work: _Work, error: Exception) -> Response:
@@ -328,7 +319,8 @@ def _network(text: str) -> Network:
         raise InvalidArgument("trusted_proxies", "must be networks like 10.0.0.0/8 or fd00::/8") from None
 
 
-_OTHER_BODY = InvalidArgument("Idempotency-Key", "was used with another body")
+def _other_body() -> InvalidArgument:
+    return InvalidArgument("Idempotency-Key", "was used with another body")
 
 
 def _template(segments: Sequence[str]) -> str:

@@ -37,7 +37,7 @@ class Call:
     request: Request
     key: ApiKeyInfo
     quota: Quota | None
-    new_id: str | None
+    new_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

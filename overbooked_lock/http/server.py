@@ -39,6 +39,9 @@ LogFormat = Literal["text", "json"]
 GRACE = 10
 """Seconds that requests under way have when the server is stopped: twice what an engine takes at most."""
 
+MAX_HEAD = 65_536
+"""Bytes of a request's first line and headers."""
+
 _KEEP_ALIVE = 75  # seconds; longer than proxies keep a connection, so that none is closed under a request
 _BACKLOG = 2048
 
@@ -191,10 +194,29 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
 
 
 class _Protocol(HttpToolsProtocol):
-    """uvicorn's, but for its answer to what is no HTTP: even that is an envelope."""
+    """uvicorn's, with an end to the head of a request; and what is no HTTP is answered with an envelope, too."""
+
+    _head: int | None = 0
+    """Bytes of the head that came after those it began with; None once it is complete."""
+
+    def data_received(self, data: bytes) -> None:
+        if self._head is not None:
+            self._head += len(data)
+        super().data_received(data)
+        if self._head is not None and self._head > MAX_HEAD and not self.transport.is_closing():
+            self.send_400_response("")
+
+    def on_message_begin(self) -> None:
+        self._head = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._head = None
+        super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's own text
-        body, _ = failure(InvalidArgument("request", "must be HTTP/1.1"), "")
+        allowed = f"must be HTTP/1.1, with a head of at most {MAX_HEAD:,} bytes"
+        body, _ = failure(InvalidArgument("request", allowed), "")
         head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
