@@ -10,7 +10,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-_SLOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_CALLS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
 class Metrics:
@@ -38,7 +38,7 @@ class Metrics:
             "overbooked_store_errors", "Calls that the store did not confirm, by outcome", ["outcome"], registry=own
         )
         self.batches = Histogram(
-            "overbooked_batch_slots", "Requests that went to the store together", buckets=_SLOTS, registry=own
+            "overbooked_batch_calls", "Calls that went to the store together", buckets=_CALLS, registry=own
         )
         self.granted = {"slot.lock": self.locks, "slot.unlock": self.unlocks, "booking.create": self.bookings}
 

@@ -65,7 +65,7 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
                 name,
                 _where("body", required=name in model.get("required", ())),
                 _kind(field),
-                field.get("description", ""),
+                _description(field),
             )
             for name, field in model["properties"].items()
         ]
@@ -122,6 +122,12 @@ def _kind(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(map(str, schema["enum"]))
     return str(schema.get("format", schema.get("type", "")))
+
+
+def _description(schema: Mapping[str, Any]) -> str:
+    # What may be null has its description within.
+    said = [kind["description"] for kind in (schema, *schema.get("anyOf", ())) if "description" in kind]
+    return said[0] if said else ""
 
 
 def _curl(

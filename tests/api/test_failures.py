@@ -120,7 +120,7 @@ def test_metrics(serve: Callable[..., Served]) -> None:
         'overbooked_http_request_seconds_count{route="POST /slots/{id}/lock",status="200"} 1.0',
     ]:
         assert line in text
-    assert "overbooked_batch_slots_count" in text
+    assert "overbooked_batch_calls_count" in text
     for secret in (slot["id"], "my-lock-key", api.secret.key, api.secret.id, api.public.id, "127.0.0.1"):
         assert secret not in text
 

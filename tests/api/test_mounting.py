@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
 
-from .tools import Served, data_of, error_of
+from .tools import Served, checked, data_of, error_of
+
+DOCS = Path(__file__).parents[2] / "docs" / "http.md"
 
 
 @pytest.mark.parametrize("host", [Starlette, FastAPI])
@@ -30,6 +35,16 @@ def test_it_can_be_mounted(serve: Callable[..., Served], host: type[Starlette], 
     assert error_of(api.call("GET", f"{prefix}/nothing")) == ("E002", 404)
     assert api.call("GET", f"{prefix}/").is_success
     assert api.client.get(f"{prefix}/docs").is_success
+
+
+async def test_the_example_in_the_reference_works() -> None:
+    """As it is printed."""
+    [program] = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(program, names)  # noqa: S102
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(names["app"]), base_url="http://x") as client:
+        assert checked(await client.get("/booking/healthz")).is_success
+    await names["engine"].close()
 
 
 def test_behind_a_prefix_that_a_proxy_cut_off(serve: Callable[..., Served]) -> None:
