@@ -5,7 +5,7 @@
 -- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, then per slot: lock, record
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, mode, then per slot: slot_id, booking_id, lock_key,
 -- fencing_token, metadata
---   mode is "each" or "all"; an empty lock_key stands for none, an empty fencing_token for any
+--   mode is "each" or "all", where each slot is named once; an empty lock_key stands for none, an empty fencing_token for any
 -- Reply: now_us, then per slot: tag, booking, locked_until_ms
 -- Tags: booked, exists, slot_not_found, disabled, full, taken, corrupt, withheld
 local FIRST_KEY, HEAD, STRIDE = 6, 5, 5
@@ -55,7 +55,7 @@ for i = 1, count do
   elseif not tag then
     local booking = {
       status = 'A', lock = take(i, argument(i, 3)), created_ms = now, updated_ms = now, slot_id = ids[i],
-      resource_id = string.match(records[ids[i]], '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)'), metadata = argument(i, 5),
+      resource_id = resource_of(i), metadata = argument(i, 5),
     }
     tag, bookings[argument(i, 2)] = 'booked', booking
     redis.call('SET', booking_names[i], write_booking(booking))

@@ -32,7 +32,7 @@ local function move(i, booking)
   end
   unindex_booking(argument(i, 1), booking)
   booking.slot_id = ids[to]
-  booking.resource_id = string.match(records[ids[to]], '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)')
+  booking.resource_id = resource_of(to)
   index_booking(argument(i, 1), booking)
   keep(i, booking)
 end

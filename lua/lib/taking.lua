@@ -8,11 +8,18 @@ for i = 1, #ids do
   end
 end
 
+-- The resource of slot i; nil if not all that is read or changed after the first write is where it should be.
+local function resource_of(i)
+  return string.match(records[ids[i]], '^1%a%a %d+ %d+ %d+ [^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)\n')
+end
+
 -- Why this caller can't have the place, nil if it can; then until when another holds the slot.
 local function refusal(i, lock_key, token)
   local record, lock = records[ids[i]], lock_of(i)
   if not record then
     return redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'slot_not_found'
+  elseif not resource_of(i) then
+    return 'corrupt'
   end
   local tag = obstacle(record, lock, lock_key)
   if not tag and lock and claim_on(i, lock_key, token) ~= 'yours' then

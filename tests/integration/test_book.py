@@ -272,3 +272,16 @@ def test_nothing_is_half_done_where_a_shared_key_is_wrong(
     assert engine.check(lock) == lock
     assert counters(engine.get_slot(slot.id)) == (0, 0, 0)
     assert engine.list_bookings().total == 0
+
+
+@pytest.mark.parametrize("text", ["1LA 1 0 0 junk", "1LA 1 0 x 1 1 1 1\na\nb\nr\n{}", "1LA 1 0 0 1 1 1 1\n\n\n"])
+def test_a_slots_record_that_is_cut_off_books_nothing(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str, text: str
+) -> None:
+    """It is found out before the first write: the lock stays, and nothing is counted."""
+    lock = engine.lock(slot.id, lock_for=MINUTE)
+    raw.set(f"{lock_namespace}:slot:{slot.id}:record", text)
+    with pytest.raises(StoreCorrupt, match=slot.id):
+        engine.book(lock)
+    assert engine.check(lock) == lock
+    assert raw.get(f"{lock_namespace}:slot:{slot.id}:record") == text

@@ -262,6 +262,28 @@ def test_a_booking_that_is_none_of_ours_fails_alone(
             engine.reschedule_booking(booking_id, slot.id)
 
 
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_no_booking_moves_to_a_slot_whose_record_is_cut_off(
+    engine: LockEngine,
+    slot: Slot,
+    booking: Booking,
+    new_slot: Make,
+    raw: redis.Redis,
+    lock_namespace: str,
+    cancelled: bool,
+) -> None:
+    """It is found out before the first write."""
+    target = engine.create_slot(new_slot())
+    raw.set(f"{lock_namespace}:slot:{target.id}:record", "1LA 1 0 0 junk")
+    if cancelled:
+        booking = engine.cancel_booking(booking.id)
+    before = counters(engine, slot.id)
+    with pytest.raises(StoreCorrupt):
+        engine.reschedule_booking(booking.id, target.id)
+    assert engine.get_booking(booking.id) == booking
+    assert counters(engine, slot.id) == before
+
+
 async def test_merged_calls_on_one_booking_see_each_other(
     async_lock_engine: AsyncLockEngine, slot: Slot, new_slot: Make
 ) -> None:
