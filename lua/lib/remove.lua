@@ -10,12 +10,15 @@ local budget = 512
 local function remove_bookings(id, record)
   local entries = redis.call('ZRANGEBYLEX', by_slot, '[' .. id .. '\n', '(' .. id .. '\11', 'LIMIT', 0, budget)
   for _, text in ipairs(entries) do
-    local name = booking_name_of(id_in(text))
-    unindex_booking(id_in(text), read_booking(redis.call('GET', name)))
-    redis.call('DEL', name)
+    -- What a booking says is not needed: its record may be lost, or none of ours.
+    local booking_id = id_in(text)
+    redis.call('ZREM', created, booking_id)
+    redis.call('ZREM', by_slot, text)
+    redis.call('ZREM', by_resource, record.resource_id .. string.sub(text, #id + 1))
+    redis.call('DEL', booking_name_of(booking_id))
   end
   budget = budget - #entries
-  record.cancelled = string.format('%d', record.cancelled - #entries)
+  record.cancelled = string.format('%d', math.max(0, record.cancelled - #entries))
   redis.call('SET', record_name_of(id), write_record(record))
 end
 

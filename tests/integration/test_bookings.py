@@ -284,6 +284,46 @@ def test_no_booking_moves_to_a_slot_whose_record_is_cut_off(
     assert counters(engine, slot.id) == before
 
 
+@pytest.mark.parametrize("way", ["delete", "prune"])
+@pytest.mark.parametrize("now", ["gone", "a list", "a text"])
+def test_a_slot_goes_although_a_bookings_record_was_lost(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str, way: str, now: str
+) -> None:
+    """With all that the indexes know of the booking."""
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    engine.create_slot(new_slot(id="s", capacity=2, start_date=start, end_date=start + MINUTE))
+    for booking_id in ("b1", "b2"):
+        engine.book("s", booking_id=booking_id)
+        engine.cancel_booking(booking_id)
+    raw.delete(f"{lock_namespace}:booking:b2:record")
+    if now == "a list":
+        raw.rpush(f"{lock_namespace}:booking:b2:record", "not ours")
+    elif now == "a text":
+        raw.set(f"{lock_namespace}:booking:b2:record", "not ours")
+    assert engine.delete_slot("s") is True if way == "delete" else engine.prune_slots(start + 2 * MINUTE) == 1
+    assert raw.keys(f"{lock_namespace}:*") == []
+
+
+def test_a_slot_that_was_lost_and_registered_again_never_counts_below_0(
+    engine: LockEngine, slot: Slot, booking: Booking, new_slot: Make, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """It does not know the bookings it had; what becomes of them must not spoil it."""
+    key, again = f"{lock_namespace}:slot:{slot.id}:record", new_slot(id=slot.id)
+    raw.delete(key)
+    assert engine.cancel_booking(booking.id).status == "cancelled"
+    with pytest.raises(SlotNotFound, match=slot.id):
+        engine.enable_booking(booking.id)
+    engine.create_slot(again)
+    assert engine.enable_booking(booking.id).status == "active"
+    assert counters(engine, slot.id) == (1, 1, 0)
+    raw.delete(key)
+    engine.create_slot(again)
+    engine.cancel_booking(booking.id)
+    assert counters(engine, slot.id) == (1, 0, 1)
+    engine.delete_booking(booking.id)
+    assert counters(engine, slot.id) == (0, 0, 0)
+
+
 async def test_merged_calls_on_one_booking_see_each_other(
     async_lock_engine: AsyncLockEngine, slot: Slot, new_slot: Make
 ) -> None:
