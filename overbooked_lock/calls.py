@@ -597,7 +597,10 @@ def _bookings(named: Sequence[tuple[str, str]], reply: Reply, _: float) -> list[
 def _booking(
     booking_id: str, slot_id: str, tag: bytes, record: bytes | None, until_ms: int, now_us: int
 ) -> Booking | OverbookedError:
-    booking = Booking.from_record(booking_id, record) if record else None
+    try:
+        booking = Booking.from_record(booking_id, record) if record else None
+    except StoreCorrupt as error:
+        return error
     slot_id = slot_id or (booking.slot_id if booking else "")
     if tag == b"taken":
         return _locked_by_another(slot_id, until_ms, now_us, code="E050")

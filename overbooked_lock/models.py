@@ -113,15 +113,21 @@ class Booking(BaseModel):
 
     @classmethod
     def from_record(cls, booking_id: str, record: bytes) -> Booking:
-        """Builds the payload from what Redis holds (see ``lua/lib/bookings.lua``)."""
-        head, slot_id, resource_id, metadata = record.decode().split("\n", 3)
-        flags, created_ms, updated_ms = head.split(" ")
-        booking: Booking = cls.__pydantic_validator__.validate_json(
-            f'{{"resource_id":{_quoted(resource_id)},"created_at":{created_ms},"id":{_quoted(booking_id)},'
-            f'"metadata":{metadata},"slot_id":{_quoted(slot_id)},'
-            f'"status":"{"active" if flags[1] == "A" else "cancelled"}","updated_at":{updated_ms},'
-            f'"lock_expired":{_BOOLEAN[flags[2] == "E"]}}}'
-        )
+        """Builds the payload from what Redis holds (see ``lua/lib/bookings.lua``).
+
+        Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
+        """
+        try:
+            head, slot_id, resource_id, metadata = record.decode().split("\n", 3)
+            flags, created_ms, updated_ms = head.split(" ")
+            booking: Booking = cls.__pydantic_validator__.validate_json(
+                f'{{"resource_id":{_quoted(resource_id)},"created_at":{created_ms},"id":{_quoted(booking_id)},'
+                f'"metadata":{metadata},"slot_id":{_quoted(slot_id)},'
+                f'"status":"{"active" if flags[1] == "A" else "cancelled"}","updated_at":{updated_ms},'
+                f'"lock_expired":{_BOOLEAN[flags[2] == "E"]}}}'
+            )
+        except (ValueError, IndexError) as error:
+            raise StoreCorrupt(booking_id) from error
         return booking
 
 

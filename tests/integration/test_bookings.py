@@ -262,6 +262,21 @@ def test_a_booking_that_is_none_of_ours_fails_alone(
             engine.reschedule_booking(booking_id, slot.id)
 
 
+async def test_a_booking_that_cannot_be_read_costs_its_neighbours_nothing(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Its metadata is no JSON, say: the scripts never look at that."""
+    raw.set(f"{lock_namespace}:booking:bad:record", f"1AN 1 1\n{slot.id}\nr\nnot json")
+    await async_lock_engine.book(slot.id, booking_id="good")
+    good, bad = await asyncio.gather(
+        *(async_lock_engine.get_booking(booking_id) for booking_id in ("good", "bad")), return_exceptions=True
+    )
+    assert isinstance(good, Booking)
+    assert isinstance(bad, StoreCorrupt)
+    with pytest.raises(StoreCorrupt, match="bad"):
+        Booking.from_record("bad", b"1")
+
+
 @pytest.mark.parametrize("cancelled", [False, True])
 def test_no_booking_moves_to_a_slot_whose_record_is_cut_off(
     engine: LockEngine,
