@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -52,15 +52,20 @@ def slot_id(value: object, name: str = "slot_id") -> str:
 
 def slot_ids(values: object) -> list[str]:
     """1 to 512 ids, each once."""
-    # A string is a sequence of strings: its letters would be locked one by one.
-    if isinstance(values, str | bytes) or not hasattr(values, "__iter__"):
-        raise InvalidArgument("slot_ids", "must be a list of slot ids")
-    ids = [slot_id(value, f"slot_ids[{at}]") for at, value in enumerate(values)]
+    ids = [slot_id(value, f"slot_ids[{at}]") for at, value in enumerate(many(values, "slot_ids"))]
     if not 1 <= len(ids) <= MAX_SLOTS:
         raise InvalidArgument("slot_ids", f"must name 1 to {MAX_SLOTS} slots")
     if len(set(ids)) < len(ids):
         raise InvalidArgument("slot_ids", "must name each slot once")
     return ids
+
+
+def many(values: object, name: str) -> Iterable[Any]:
+    """A list of slot ids or locks."""
+    # A string is a sequence of strings: its letters would be locked one by one.
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidArgument(name, "must be a list of slot ids or locks")
+    return values
 
 
 def booking_id(value: object) -> str:

@@ -328,7 +328,8 @@ class Operations:
         self, slots: Iterable[Lock | str], lock_key: str | None, metadata: Mapping[str, Any] | None
     ) -> Operation[list[Booking]]:
         requests = [
-            _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, None) for slot in slots
+            _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, None)
+            for slot in arguments.many(slots, "slots")
         ]
         arguments.slot_ids([request.slot_id for request in requests])
         return (yield from self._loading(Run(calls.book_many, requests, alone=True)))
@@ -478,7 +479,7 @@ def _claim(lock: Lock | str, lock_key: str | None, fencing_token: int | None = N
 
 
 def _claims(locks: Iterable[Lock | str], lock_key: str | None) -> list[calls.ClaimRequest]:
-    claims = [_claim(lock, None if isinstance(lock, Lock) else lock_key) for lock in locks]
+    claims = [_claim(lock, None if isinstance(lock, Lock) else lock_key) for lock in arguments.many(locks, "locks")]
     arguments.slot_ids([claim.slot_id for claim in claims])
     return claims
 

@@ -285,3 +285,12 @@ def test_a_slots_record_that_is_cut_off_books_nothing(
         engine.book(lock)
     assert engine.check(lock) == lock
     assert raw.get(f"{lock_namespace}:slot:{slot.id}:record") == text
+
+
+def test_a_string_is_not_taken_for_a_list_of_its_letters(engine: LockEngine, new_slot: Make) -> None:
+    """Nor is what is no list at all."""
+    engine.create_slots([new_slot(id="a"), new_slot(id="b")])
+    for slots in ("ab", None):
+        with pytest.raises(InvalidArgument, match="slots must be a list"):
+            engine.book_many(slots)  # type: ignore[arg-type]  # on purpose
+    assert engine.list_bookings().total == 0

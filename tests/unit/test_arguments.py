@@ -171,6 +171,15 @@ def test_slot_ids(engine: LockEngine, ids: Any, message: str) -> None:
         engine.lock_many(ids, lock_for=HOUR)
 
 
+def test_locks_are_a_list(engine: LockEngine) -> None:
+    """As above, where locks may be named by slot ids."""
+    for locks in ("abc", 7):
+        with pytest.raises(InvalidArgument, match="locks must be a list"):
+            engine.unlock_many(locks, lock_key="k")  # type: ignore[arg-type]  # on purpose
+        with pytest.raises(InvalidArgument, match="locks must be a list"):
+            engine.extend_many(locks, lock_key="k", lock_for=HOUR)  # type: ignore[arg-type]  # on purpose
+
+
 def test_a_slot_id_needs_its_lock_key(engine: LockEngine) -> None:
     """Unlock by id takes the key; a Lock carries its own, and takes no second one."""
     with pytest.raises(InvalidArgument, match="lock_key must be given with a slot_id"):
