@@ -64,6 +64,7 @@ class _Holding(Generic[Event]):
         self._limit: datetime | None = None
         self._cause: BaseException | None = None
         self._booked = False
+        self._missed = False
 
     @property
     def lock(self) -> Lock:
@@ -106,6 +107,7 @@ class _Holding(Generic[Event]):
 
     def _lose(self, cause: BaseException | None) -> None:
         self._cause = cause
+        self._missed = True
         if not self._booked:
             self.lost.set()
 
@@ -113,12 +115,12 @@ class _Holding(Generic[Event]):
     def _booking(self) -> Iterator[None]:
         """A booking consumes the lock: that the renewer misses it then is no loss."""
         self.raise_if_lost()
-        self._booked = True
+        before, self._booked = self._booked, True
         try:
             yield
         except BaseException:
-            self._booked = False
-            if isinstance(self._cause, LockLost):
+            self._booked = before
+            if self._missed and not before:
                 self.lost.set()
             raise
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from overbooked_lock import AsyncLockEngine, EmbeddedServer, Hold, LockEngine, LockLost, NewSlot, SlotLocked, scripts
+from overbooked_lock import (
+    AsyncLockEngine,
+    EmbeddedServer,
+    Hold,
+    LockEngine,
+    LockLost,
+    NewSlot,
+    SlotLocked,
+    StoreUnavailable,
+    scripts,
+)
 
 from .proxy import ALWAYS, Proxy, runs
 from .tools import MINUTE, Connect, ends_within, milliseconds, until
@@ -115,6 +125,20 @@ def test_the_body_is_told_when_the_store_is_gone(engine: LockEngine, proxy: Prox
     with pytest.raises(LockLost), engine.hold("a", lock_for=LOCK_FOR) as hold:
         proxy.refuse()
         assert_told_in_time(hold)
+        proxy.heal()
+
+
+def test_the_body_is_told_when_its_booking_outlasts_the_lock(
+    connect: Connect, proxy: Proxy, rival: LockEngine, new_slot: Callable[..., NewSlot]
+) -> None:
+    """The booking never gets through, and meanwhile the lock ends: whoever waits for ``lost`` must hear of it."""
+    rival.create_slot(new_slot(id="a"))
+    engine = connect(proxy.url, timeout=2 * LOCK_FOR)
+    with pytest.raises(LockLost), engine.hold("a", lock_for=LOCK_FOR) as hold:
+        proxy.freeze()
+        with pytest.raises(StoreUnavailable):
+            hold.book()
+        assert hold.lost.wait(GRACE)
         proxy.heal()
 
 

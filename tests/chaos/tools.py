@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar, cast
 
 import redis
 
-from overbooked_lock import AsyncHold, AsyncLockEngine, EmbeddedServer, LockEngine
+from overbooked_lock import AsyncHold, AsyncLockEngine, Booking, EmbeddedServer, LockEngine
 
 T = TypeVar("T")
 
@@ -113,6 +113,9 @@ class _DrivenHold:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._hold, name)
+
+    def book(self, **options: Any) -> Booking:
+        return self._loop.run(self._hold.book(**options))
 
     def __enter__(self) -> Self:
         self._loop.run(self._hold.__aenter__())

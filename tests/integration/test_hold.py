@@ -179,6 +179,16 @@ def test_a_hold_whose_booking_is_refused_goes_on(lock_engine: LockEngine, slot: 
     assert lock_engine.check(hold.lock) is None
 
 
+def test_a_second_booking_that_is_refused_undoes_no_first(lock_engine: LockEngine, slot: Slot) -> None:
+    """The hold ended with the first: leaving it is no loss."""
+    with lock_engine.hold(slot.id, lock_for=MINUTE) as hold:
+        hold.book()
+        with pytest.raises(SlotNotBookable):
+            hold.book()
+        assert not hold.lost.is_set()
+    assert lock_engine.list_bookings().total == 1
+
+
 def test_a_hold_that_lost_its_lock_books_nothing(lock_engine: LockEngine, slot: Slot) -> None:
     """Although the place may be free."""
     with pytest.raises(LockLost), lock_engine.hold(slot.id, lock_for=SHORT, renew=False) as hold:
