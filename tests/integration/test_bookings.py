@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 import redis
@@ -337,6 +338,48 @@ def test_a_slot_that_was_lost_and_registered_again_never_counts_below_0(
     assert counters(engine, slot.id) == (1, 0, 1)
     engine.delete_booking(booking.id)
     assert counters(engine, slot.id) == (0, 0, 0)
+
+
+def test_ids_with_odd_characters(engine: LockEngine, new_slot: Make) -> None:
+    """Long ones, patterns, and those that begin alike: each finds its own bookings."""
+    ids = [
+        "a",
+        "a b",
+        "a\u00a0",
+        "a%d",
+        "%1",
+        "a:lock",
+        "*",
+        "[",
+        "(",
+        "{x}",
+        "\u2028",
+        "+",
+        "a\\",
+        "x" * 254,
+        "😀" * 254,
+    ]
+    engine.create_slots([new_slot(id=name, resource_id=name, capacity=2) for name in ids])
+    for number in "12":
+        for name in ids:
+            engine.book(name, booking_id=number + name)
+    for name in ids:
+        engine.cancel_booking("2" + name)
+        owners: list[dict[str, Any]] = [
+            {"slot_id": name},
+            {"resource_id": name},
+            {"slot_id": name, "resource_id": name},
+        ]
+        for owner in owners:
+            page = engine.list_bookings(**owner)
+            assert ([booking.id for booking in page.bookings], page.total) == (["1" + name, "2" + name], 2)
+            page = engine.list_bookings(**owner, status="active", limit=512, page=10**9)
+            assert (page.bookings, page.total) == ((), 1)
+            page = engine.list_bookings(**owner, limit=512, page=10**9)
+            assert (page.bookings, page.total) == ((), 2)
+        engine.cancel_booking("1" + name)
+        assert engine.delete_slot(name)
+    assert engine.list_bookings().total == 0
 
 
 async def test_merged_calls_on_one_booking_see_each_other(
