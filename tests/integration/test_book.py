@@ -294,3 +294,20 @@ def test_a_string_is_not_taken_for_a_list_of_its_letters(engine: LockEngine, new
         with pytest.raises(InvalidArgument, match="slots must be a list"):
             engine.book_many(slots)  # type: ignore[arg-type]  # on purpose
     assert engine.list_bookings().total == 0
+
+
+def test_nothing_of_a_consumed_lock_is_left(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Neither its token nor its date; and if the tokens are no hash, that is found out before the first write."""
+    engine.lock(slot.id, lock_key="mine", lock_for=MINUTE)
+    tokens, aside = f"{lock_namespace}:slots:locks", f"{lock_namespace}:aside"
+    raw.rename(tokens, aside)
+    raw.set(tokens, "not ours")
+    with pytest.raises(OverbookedError):
+        engine.book(slot.id, lock_key="mine")
+    raw.rename(aside, tokens)
+    assert counters(engine.get_slot(slot.id)) == (0, 0, 0)
+    engine.book(slot.id, lock_key="mine")
+    assert raw.hkeys(tokens) == [""]
+    assert not raw.exists(f"{lock_namespace}:slots:expiry")

@@ -23,6 +23,7 @@ from overbooked_lock import (
     SlotNotBookable,
     SlotNotFound,
     StoreCorrupt,
+    StoreUnavailable,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -414,3 +415,33 @@ async def test_merged_updates_of_one_slot_see_each_other(async_lock_engine: Asyn
     )
     now = await async_lock_engine.get_slot(slot.id)
     assert (now.capacity, now.lockable, now.metadata, now.status) == (5, False, {"a": 1}, "disabled")
+
+
+@pytest.mark.parametrize("way", ["delete", "prune"])
+@pytest.mark.parametrize("kind", ["slots:locks", "slots:expiry", "slots:starts", "slots:resources"])
+def test_no_slot_is_half_removed_where_a_shared_key_is_wrong(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str, kind: str, way: str
+) -> None:
+    """The script ends before its first write: the cancelled booking is still there."""
+    start = datetime(2020, 1, 1, tzinfo=UTC)
+    engine.create_slot(new_slot(id="s", start_date=start, end_date=start + MINUTE))
+    booking = engine.cancel_booking(engine.book("s").id)
+    raw.delete(f"{lock_namespace}:{kind}")
+    raw.set(f"{lock_namespace}:{kind}", "not ours")
+    with pytest.raises(StoreUnavailable) as failed:
+        engine.delete_slot("s") if way == "delete" else engine.prune_slots(start + 2 * MINUTE)
+    assert failed.value.outcome == "not_applied"
+    raw.delete(f"{lock_namespace}:{kind}")
+    assert engine.get_booking(booking.id) == booking
+    assert counters(engine, "s") == (1, 0, 1)
+
+
+def test_a_change_is_dated_and_another_format_is_not_read(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """``updated_at`` by Redis' clock; a record of a future version is none of ours."""
+    raw.set(f"{lock_namespace}:booking:old:record", f"1AN 1 1\n{slot.id}\nr\n{{}}")
+    assert engine.cancel_booking("old").updated_at > slot.updated_at - MINUTE
+    raw.set(f"{lock_namespace}:booking:new:record", f"2AN 1 1\n{slot.id}\nr\n{{}}")
+    with pytest.raises(StoreCorrupt, match="new"):
+        engine.get_booking("new")
