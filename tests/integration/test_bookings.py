@@ -445,3 +445,34 @@ def test_a_change_is_dated_and_another_format_is_not_read(
     raw.set(f"{lock_namespace}:booking:new:record", f"2AN 1 1\n{slot.id}\nr\n{{}}")
     with pytest.raises(StoreCorrupt, match="new"):
         engine.get_booking("new")
+
+
+@pytest.mark.parametrize("verb", ["enable_booking", "reschedule_booking"])
+def test_a_place_taken_again_tells_of_the_lock_as_a_new_booking_does(
+    engine: LockEngine, slot: Slot, booking: Booking, new_slot: Make, verb: str
+) -> None:
+    """Until when another holds the slot; and whether the key that was given had kept anything."""
+    target, arguments = slot, [booking.id]
+    if verb == "reschedule_booking":
+        target = engine.create_slot(new_slot())
+        arguments += [target.id]
+    else:
+        engine.cancel_booking(booking.id)
+    lock = engine.lock(target.id, lock_key="mine", lock_for=MINUTE)
+    with pytest.raises(SlotLocked) as refused:
+        getattr(engine, verb)(*arguments)
+    assert refused.value.locked_until == lock.locked_until
+    engine.unlock(lock)
+    assert getattr(engine, verb)(*arguments, lock_key="mine").lock_expired
+
+
+def test_a_cancelled_booking_moves_to_a_slot_that_nobody_can_book(
+    engine: LockEngine, slot: Slot, booking: Booking, new_slot: Make
+) -> None:
+    """It takes no place; but the slot must be there."""
+    closed = engine.create_slot(new_slot(status="disabled"))
+    engine.cancel_booking(booking.id)
+    with pytest.raises(SlotNotFound, match="nowhere"):
+        engine.reschedule_booking(booking.id, "nowhere")
+    assert engine.reschedule_booking(booking.id, closed.id).slot_id == closed.id
+    assert (counters(engine, slot.id), counters(engine, closed.id)) == ((0, 0, 0), (1, 0, 1))
