@@ -228,6 +228,7 @@ def test_the_list_is_in_the_order_of_making(engine: LockEngine, new_slot: Make) 
     assert listed(status="cancelled") == [made[0], made[3]]
     assert listed(status="active", resource_id="r1") == [made[2], made[4]]
     assert listed(slot_id=a.id, resource_id="r2") == []
+    assert engine.list_bookings(slot_id=a.id, resource_id="r2").total == 0
     assert listed(slot_id="nowhere") == []
     page = engine.list_bookings(limit=2, page=2)
     assert ([booking.id for booking in page.bookings], page.total, page.limit, page.page) == (made[2:4], 5, 2, 2)
