@@ -130,20 +130,22 @@ def json_object(text: str) -> dict[str, Any]:
 
 
 class Rate(NamedTuple):
-    """So many requests at once, refilled within so many seconds; none at all stands for any number."""
+    """So many requests at once, refilled within so many whole seconds; none at all stands for any number."""
 
     requests: int
-    seconds: float
+    seconds: int
 
 
 def rate(text: str) -> Rate:
     """``100/10s``, or ``off``. Raises typer.BadParameter."""
     if text == "off":
-        return Rate(0, 0.0)
+        return Rate(0, 0)
     requests, _, time = text.partition("/")
-    if re.fullmatch(r"[1-9]\d{0,8}", requests, re.ASCII) and (seconds := duration(time).total_seconds()) > 0:
-        return Rate(int(requests), seconds)
-    raise typer.BadParameter("must be a number of requests in a duration, like 100/10s, or off")
+    if re.fullmatch(r"[1-9]\d{0,8}", requests, re.ASCII):
+        seconds, rest = divmod(duration(time), timedelta(seconds=1))
+        if seconds and not rest:
+            return Rate(int(requests), seconds)
+    raise typer.BadParameter("must be a number of requests in a duration of whole seconds, like 100/10s, or off")
 
 
 SlotId = Annotated[str, typer.Argument(metavar="SLOT", help="The slot's id.")]
@@ -479,7 +481,7 @@ def _serve(
         from overbooked_lock.http import server  # noqa: PLC0415  an extra
     except ImportError as missing:
         raise OverbookedError('the HTTP API is an extra: pip install "overbooked-lock[http]"') from missing
-    limit = Rate(100, 10.0) if rate_limit is None else rate_limit
+    limit = Rate(100, 10) if rate_limit is None else rate_limit
     server.serve(
         server.Settings(
             url=url,

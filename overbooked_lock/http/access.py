@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from datetime import timedelta
 from typing import Literal
+
+from throttled import MemoryStore, Throttled
+from throttled.rate_limiter import per_duration
 
 from overbooked_lock import AsyncLockEngine
 from overbooked_lock.http.envelopes import ApiKeyInvalid, ApiKeyMissing, SecretKeyNeeded, TooManyRequests
@@ -56,28 +60,17 @@ def check_rights(rights: Rights, key: ApiKeyInfo, *, strict: bool) -> None:
 class RateLimit:
     """An allowance of ``requests`` for each holder, which fills up again evenly within ``seconds``.
 
-    This is the generic cell rate algorithm: one number a holder, when its allowance will be whole again.
+    Kept in this process, so it costs no round trip; several workers have one each.
     """
 
-    MOST = 100_000
+    MOST = 100_000  # holders; those who asked longest ago are forgotten first
 
-    def __init__(self, requests: int, seconds: float) -> None:
-        self._step = seconds / requests
-        self._most_ahead = seconds - self._step
-        self._whole_at: dict[str, float] = {}
+    def __init__(self, requests: int, seconds: int) -> None:
+        quota = per_duration(timedelta(seconds=seconds), requests, burst=requests)
+        self._allowance = Throttled(using="gcra", quota=quota, store=MemoryStore(options={"MAX_SIZE": self.MOST}))
 
     def take(self, holder: str) -> None:
         """Counts a request. Raises TooManyRequests."""
-        now = time.monotonic()
-        whole_at = max(self._whole_at.get(holder, 0.0), now)
-        if whole_at - now > self._most_ahead:
-            raise TooManyRequests(whole_at - now - self._most_ahead)
-        if holder not in self._whole_at and len(self._whole_at) >= self.MOST:
-            self._forget(now)
-        self._whole_at[holder] = whole_at + self._step
-
-    def _forget(self, now: float) -> None:
-        # Those who have not asked for long are as good as new; if everybody has, all begin anew.
-        self._whole_at = {holder: at for holder, at in self._whole_at.items() if at > now}
-        if len(self._whole_at) >= self.MOST:
-            self._whole_at.clear()
+        taken = self._allowance.limit(holder)
+        if taken.limited:
+            raise TooManyRequests(taken.state.retry_after)

@@ -71,7 +71,7 @@ class Application:
         strict: Public keys may only lock, unlock, book and read slots.
         origins: Which web pages' origins may call it from a browser; ``"*"`` is any.
         trusted_proxies: Networks (``10.0.0.0/8``) whose ``X-Forwarded-For`` is believed.
-        rate_limit: For each public key and address: so many requests at once, refilled within so many seconds.
+        rate_limit: For each public key and address: so many requests at once, refilled within so many whole seconds.
             None: no limit.
         max_locks: How many live locks an address may have under a public key; None: as many as it wants.
         close_engine: Close the engine at the end of the ASGI lifespan. Whoever made it closes it: say True only if
@@ -88,14 +88,14 @@ class Application:
         strict: bool = False,
         origins: Sequence[str] = ("*",),
         trusted_proxies: Sequence[str] = (),
-        rate_limit: tuple[int, float] | None = (100, 10.0),
+        rate_limit: tuple[int, int] | None = (100, 10),
         max_locks: int | None = 20,
         close_engine: bool = False,
     ) -> None:
         if engine._operations._settings.scope == "any":  # noqa: SLF001 - our own
             raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
-        if rate_limit is not None and not (rate_limit[0] >= 1 and rate_limit[1] > 0):
-            raise InvalidArgument("rate_limit", "must be a number of requests and of seconds, both positive")
+        if rate_limit is not None and not all(int(number) == number >= 1 for number in rate_limit):
+            raise InvalidArgument("rate_limit", "must be a number of requests and of whole seconds, both at least 1")
         if max_locks is not None and not 1 <= max_locks <= 1000:
             raise InvalidArgument("max_locks", "must be 1 to 1,000, or None")
         self._engine = engine
@@ -187,7 +187,7 @@ class Application:
         if found.takes is None:
             return _success(await found.handler(call, None))
         given = request.query() if found.method == "GET" else inputs.read_json(await request.body())
-        body = inputs.validate(found.takes, given)
+        body = inputs.validate(found.takes, given, lists=found.takes_lists)
         if found.creates and (once := request.idempotency_key) is not None:
             return await self._once(found, call, once, given, body)
         return _success(await found.handler(call, body))

@@ -6,6 +6,7 @@ what came of it. What it raises, ``envelopes.py`` turns into an answer.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -55,6 +56,7 @@ class Endpoint:
         handler: What it does.
         lists: Whether ``data`` is a list of ``answers``, with a page in ``meta``.
         creates: Whether it heeds ``Idempotency-Key``.
+        takes_lists: Whether a body may be a list, too: the handler gets a list then, and gives one.
         reads_lock_key: Whether it heeds ``X-Lock-Key``.
     """
 
@@ -69,6 +71,7 @@ class Endpoint:
     handler: Callable[[Call, Any], Awaitable[Answer]]
     lists: bool = False
     creates: bool = False
+    takes_lists: bool = False
     reads_lock_key: bool = False
 
     @property
@@ -80,17 +83,23 @@ class Endpoint:
 # Slots
 
 
-async def create_slot(call: Call, body: inputs.NewSlotBody) -> Answer:
-    new = NewSlot(
+async def create_slot(call: Call, body: inputs.NewSlotBody | list[inputs.NewSlotBody]) -> Answer:
+    if not isinstance(body, list):
+        return Answer(await call.engine.create_slot(_new_slot(body, call.new_id)))
+    ids = [call.new_id and str(uuid.uuid5(uuid.UUID(call.new_id), str(at))) for at in range(len(body))]
+    return Answer(await call.engine.create_slots(map(_new_slot, body, ids)))
+
+
+def _new_slot(body: inputs.NewSlotBody, new_id: str | None) -> NewSlot:
+    return NewSlot(
         resource_id=arguments.slot_id(body.resource_id, "resource_id"),
         start_date=body.start_date,
         end_date=body.end_date,
         capacity=body.capacity,
         metadata={} if body.metadata is None else body.metadata,
         lockable=body.lockable is not False,
-        id=call.new_id or arguments.new_id(),
+        id=new_id or arguments.new_id(),
     )
-    return Answer(await call.engine.create_slot(new))
 
 
 async def list_slots(call: Call, query: inputs.SlotsQuery) -> Answer:
@@ -259,8 +268,8 @@ ENDPOINTS = (
         "any", inputs.UnlockBody, Slot, ("E025", "E059"), unlock_slot,
     ),
     Endpoint(
-        "POST", "/slots", "slot.create", "Creates a slot.",
-        "secret", inputs.NewSlotBody, Slot, ("E023", "E042", "E047"), create_slot, creates=True,
+        "POST", "/slots", "slot.create", "Creates a slot; or several, given and answered as a list.",
+        "secret", inputs.NewSlotBody, Slot, ("E023", "E042", "E047"), create_slot, creates=True, takes_lists=True,
     ),
     Endpoint(
         "GET", "/slots", "slot.list", "Lists slots in the order of their start.",

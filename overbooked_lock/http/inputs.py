@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 
-from overbooked_lock.arguments import MAX_CAPACITY
+from overbooked_lock.arguments import MAX_CAPACITY, MAX_SLOTS
 from overbooked_lock.errors import InvalidArgument
 
 _is_date = re.compile(
@@ -189,8 +189,19 @@ def _refuse(constant: str) -> NoReturn:
 _decode = json.JSONDecoder(object_pairs_hook=_once_each, parse_constant=_refuse).decode
 
 
-def validate(model: type[Input], given: Any) -> Input:
-    """A model of what was given. Raises InvalidArgument, which names the first field that is wrong, never its value."""
+def validate(model: type[Input], given: Any, *, lists: bool = False) -> Input | list[Input]:
+    """A model of what was given, or with ``lists`` a list of them.
+
+    Raises InvalidArgument, which names the first field that is wrong, never its value.
+    """
+    if lists and isinstance(given, list):
+        if not 1 <= len(given) <= MAX_SLOTS:
+            raise InvalidArgument("body", f"must be 1 to {MAX_SLOTS} objects, where it is a list")
+        return [_validate(model, item) for item in given]
+    return _validate(model, given)
+
+
+def _validate(model: type[Input], given: Any) -> Input:
     try:
         return model.model_validate(given)
     except ValidationError as error:

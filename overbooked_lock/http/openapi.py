@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from overbooked_lock import __version__
+from overbooked_lock.arguments import MAX_SLOTS
 from overbooked_lock.http.endpoints import Endpoint
 from overbooked_lock.http.inputs import Body
 
@@ -126,7 +127,10 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.rights == "any, but strict":
         operation["description"] = "A strict server asks for a secret key."
     if endpoint.takes is not None and issubclass(endpoint.takes, Body):
-        content = {"schema": _ref(endpoint.takes.__name__), "example": dict(endpoint.takes.example)}
+        schema = _ref(endpoint.takes.__name__)
+        if endpoint.takes_lists:
+            schema = {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1, "maxItems": MAX_SLOTS}]}
+        content = {"schema": schema, "example": dict(endpoint.takes.example)}
         operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     return operation
 
@@ -170,6 +174,8 @@ def _success(endpoint: Endpoint) -> dict[str, Any]:
         data, example = _ref(name), _example(endpoint, name)
     if endpoint.lists:
         data, example = {"type": "array", "items": data}, [example]
+    elif endpoint.takes_lists:
+        data = {"anyOf": [data, {"type": "array", "items": data}]}
     meta = _ref("Page") if endpoint.lists else {"type": "object"}
     envelope = {
         "type": "object",

@@ -59,7 +59,8 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
     ]
     body = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if body:
-        model = _resolved(document, body["schema"])
+        # Where a list may come, too, the first form is that of one.
+        model = _resolved(document, body["schema"].get("anyOf", [body["schema"]])[0])
         rows += [
             (
                 name,

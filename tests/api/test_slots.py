@@ -295,3 +295,30 @@ def test_locks_are_listed_for_operators(api: Served) -> None:
     assert mine["fencing_token"] == int(token)
     assert "very-secret" not in answer.text
     assert json.loads(answer.text)["meta"]["total"] >= 1
+
+
+def test_slots_are_created_in_a_list_as_the_published_client_sends_them(api: Served) -> None:
+    """A list gives a list, in its order; one that is wrong refuses all, and is named."""
+    body = {"resource_id": str(uuid.uuid4()), "start_date": soon(hours=1), "end_date": soon(hours=2), "capacity": 3}
+    made = data_of(api.call("POST", "/slots", [body, body | {"capacity": 4}]))
+    assert [slot["capacity"] for slot in made] == [3, 4]
+    assert [list(slot) for slot in made] == [FIELDS, FIELDS]
+    refused = api.call("POST", "/slots", [body, body | {"capacity": 0}])
+    assert error_of(refused) == ("E047", 400)
+    assert error_of(api.call("POST", "/slots", [body, body | {"end_date": body["start_date"]}])) == ("E023", 422)
+    nothing: list[Any]
+    for nothing in ([], [[]], [None], [{}] * 513):
+        assert error_of(api.call("POST", "/slots", nothing)) == ("E013", 400)
+    listed = api.call("GET", f"/slots?limit=50&page=1&resource_id={body['resource_id']}")
+    assert sorted(slot["id"] for slot in data_of(listed)) == sorted(slot["id"] for slot in made)
+
+
+def test_a_list_of_slots_is_created_once(api: Served) -> None:
+    """Under one ``Idempotency-Key``."""
+    body = {"resource_id": str(uuid.uuid4()), "start_date": soon(hours=1), "end_date": soon(hours=2), "capacity": 3}
+    once = {"Idempotency-Key": str(uuid.uuid4())}
+    first = api.call("POST", "/slots", [body, body], headers=once)
+    assert api.call("POST", "/slots", [body, body], headers=once).json() == first.json()
+    assert error_of(api.call("POST", "/slots", [body], headers=once)) == ("E013", 400)
+    listed = api.call("GET", f"/slots?limit=50&page=1&resource_id={body['resource_id']}")
+    assert listed.json()["meta"]["total"] == 2
