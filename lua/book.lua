@@ -2,15 +2,16 @@
 -- another does. A booking counts, consumes its caller's lock and is kept in one step. One that is there already (a call
 -- whose reply was lost is sent again) is told as "booked" once more if it says the same, else as "exists". In mode
 -- "all" either every booking is made or nothing changes.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, then per slot: lock, record
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, mode, then per slot: slot_id, booking_id, lock_key,
 -- fencing_token, metadata
 --   mode is "each" or "all", where each slot is named once; an empty lock_key stands for none, an empty fencing_token for any
 -- Reply: now_us, then per slot: tag, booking, locked_until_ms
 -- Tags: booked, exists, slot_not_found, disabled, full, taken, corrupt, withheld
-local FIRST_KEY, HEAD, STRIDE = 6, 5, 5
+local FIRST_KEY, HEAD, STRIDE = 7, 5, 5
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
 -- include: entries
@@ -60,9 +61,11 @@ for i = 1, count do
     tag, bookings[argument(i, 2)] = 'booked', booking
     redis.call('SET', booking_names[i], write_booking(booking))
     index_booking(argument(i, 2), booking)
+    tell('booked', ids[i], records[ids[i]])
   end
   local at = #reply
   reply[at + 1], reply[at + 2] = tag, tag == 'booked' and write_booking(bookings[argument(i, 2)])
   reply[at + 3] = until_ms or 0
 end
+publish()
 return reply

@@ -1,5 +1,5 @@
 -- Guarantee: a cancelled booking gives its place back, in one step and once.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id
 -- Reply: now_us, then per booking: tag, booking, locked_until_ms
 -- Tags: cancelled, not_found, corrupt
@@ -9,6 +9,7 @@ local HEAD, STRIDE, TARGET = 4, 1, nil
 -- include: naming
 -- include: bookings
 -- include: booked
+-- include: events
 -- include: locks
 -- include: counters
 
@@ -18,7 +19,9 @@ for i = 1, count do
     booking.status = 'C'
     count_bookings(place[booking.slot_id], -1, 1)
     keep(i, booking)
+    tell('cancelled', booking.slot_id, records[booking.slot_id])
   end
   answer(i, booking and 'cancelled' or absent(i))
 end
+publish()
 return reply

@@ -1,13 +1,14 @@
 -- Guarantee: reads only. Says of each slot whether the caller's lock_key (and fencing token, where one is given)
 -- holds it now.
--- KEYS: locks, expiry, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: per slot: slot_id, lock_key, fencing_token
 --   an empty fencing_token stands for any
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 -- Tags: yours, gone, taken
-local FIRST_KEY, HEAD, STRIDE = 3, 0, 3
+local FIRST_KEY, HEAD, STRIDE = 4, 0, 3
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 
 local reply = {now_us}

@@ -1,14 +1,15 @@
 -- Guarantee: a slot is registered once. One that is registered already stays as it is: told as "created" again when
 -- it says the same (a call whose reply was lost is sent again), else as "exists".
--- KEYS: locks, expiry, starts, resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, starts, resources, then per slot: lock, record
 -- ARGV: per slot: slot_id, resource_id, lockable, status, capacity, start_ms, end_ms, start_date, end_date, metadata
 --   lockable is L or N, status A or D; dates are given in ms and as text
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available
 -- Tags: created, exists, corrupt
-local starts, resources = KEYS[3], KEYS[4]
-local FIRST_KEY, HEAD, STRIDE = 5, 0, 10
+local starts, resources = KEYS[4], KEYS[5]
+local FIRST_KEY, HEAD, STRIDE = 6, 0, 10
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
 -- include: record
@@ -19,6 +20,7 @@ local FIRST_KEY, HEAD, STRIDE = 5, 0, 10
 -- Both indexes must be what they should be before the first record is written.
 redis.call('ZCARD', starts)
 redis.call('ZCARD', resources)
+redis.call('XLEN', events)
 
 local function same(a, b)
   for _, field in ipairs({'lockable', 'status', 'capacity', 'start_date', 'end_date', 'resource_id', 'metadata'}) do
@@ -39,6 +41,7 @@ for i = 1, count do
   local record, tag = write_record(slot), 'created'
   if redis.call('SET', record_name(i), record, 'NX') then
     index(starts, resources, slot, ids[i])
+    tell('slot_changed', ids[i], record)
   else
     record = redis.call('TYPE', record_name(i)).ok == 'string' and redis.call('GET', record_name(i))
     local present = record and read_record(record)
@@ -47,4 +50,5 @@ for i = 1, count do
   view(reply, i, record, '')
   reply[#reply - 3] = tag
 end
+publish()
 return reply

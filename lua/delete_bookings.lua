@@ -1,5 +1,5 @@
 -- Guarantee: a booking goes whole, and its slot counts it no longer, in one step.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id
 -- Reply: now_us, then per booking: tag
 -- Tags: deleted, not_found, corrupt
@@ -9,6 +9,7 @@ local HEAD, STRIDE, TARGET = 4, 1, nil
 -- include: naming
 -- include: bookings
 -- include: booked
+-- include: events
 -- include: locks
 -- include: counters
 
@@ -22,6 +23,10 @@ for i = 1, count do
     unindex_booking(id, booking)
     redis.call('DEL', booking_names[i])
     bookings[id] = nil
+    if active then
+      tell('cancelled', booking.slot_id, records[booking.slot_id])
+    end
   end
 end
+publish()
 return reply

@@ -1,13 +1,14 @@
 -- Guarantee: a slot goes whole: record, lock, index entries and cancelled bookings. One with active bookings stays. A
 -- slot with very many cancelled bookings takes several calls, of which the last removes the slot.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, starts, resources, then per slot: lock,
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, starts, resources, then per slot: lock,
 -- record
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per slot: slot_id
 -- Reply: now_us, then per slot: tag
 -- Tags: deleted, more, not_found, has_bookings, corrupt
-local FIRST_KEY, HEAD, STRIDE = 8, 4, 1
+local FIRST_KEY, HEAD, STRIDE = 9, 4, 1
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: record
 -- include: entries
@@ -29,4 +30,5 @@ for i = 1, count do
   end
   reply[i + 1] = tag
 end
+publish()
 return reply

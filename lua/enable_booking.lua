@@ -1,6 +1,6 @@
 -- Guarantee: a cancelled booking takes its place again under the conditions of a new one, and consumes its caller's
 -- lock as that does; one that is active stays so.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id, lock_key
 --   an empty lock_key stands for none
 -- Reply: now_us, then per booking: tag, booking, locked_until_ms
@@ -11,6 +11,7 @@ local HEAD, STRIDE, TARGET = 4, 2, nil
 -- include: naming
 -- include: bookings
 -- include: booked
+-- include: events
 -- include: locks
 -- include: availability
 -- include: counters
@@ -27,8 +28,10 @@ for i = 1, count do
       booking.status, booking.lock = 'A', take(at, argument(i, 2))
       count_bookings(at, 0, -1)
       keep(i, booking)
+      tell('booked', booking.slot_id, records[booking.slot_id])
     end
   end
   answer(i, tag or 'enabled', until_ms)
 end
+publish()
 return reply

@@ -1,16 +1,19 @@
 -- Guarantee: a lock is prolonged only while it lives, only by its own lock_key (and fencing token, where one is
 -- given), and never shortened. A lock that ended is not made anew. In mode "all" either every lock is prolonged or
 -- nothing changes.
--- KEYS: locks, expiry, then per slot: lock, record
--- ARGV: max_lock_ms, scope, mode, then per slot: slot_id, lock_key, until, fencing_token
+-- KEYS: locks, expiry, events, then per slot: lock, record
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, max_lock_ms, scope, mode, then per slot: slot_id, lock_key, until, fencing_token
 --   scope is "registered", or "any" where a slot needs no record; mode is "each" or "all";
 --   until is a date in ms, or +ms counted from now; an empty fencing_token stands for any
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 -- Tags: yours, gone, taken, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
-local FIRST_KEY, HEAD, STRIDE = 3, 3, 4
+local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
 local MAKES = false
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
+-- include: naming
+-- include: lapsed
 -- include: grant

@@ -1,5 +1,5 @@
 -- Guarantee: reads only.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id
 -- Reply: now_us, then per booking: tag, booking, locked_until_ms
 -- Tags: found, not_found, corrupt

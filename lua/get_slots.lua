@@ -1,12 +1,13 @@
 -- Guarantee: reads only. Shows each slot as the caller sees it: a lock of its own does not make it unavailable.
--- KEYS: locks, expiry, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: per slot: slot_id, lock_key
 --   an empty lock_key stands for none
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available
 -- Tags: found, not_found, corrupt
-local FIRST_KEY, HEAD, STRIDE = 3, 0, 2
+local FIRST_KEY, HEAD, STRIDE = 4, 0, 2
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
 -- include: view

@@ -1,6 +1,6 @@
 -- Guarantee: reads only. Lists bookings in the order they were made; with a filter that no index serves it looks at one
 -- chunk a call, so that no call holds the server for long.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, slot_id, resource_id, status, cursor, chunk, skip, limit
 --   slot_id, resource_id and status (A or C) may be empty for any; cursor is where the last call stopped, 0 at first;
 --   the bookings returned are those after the first skip matches, up to limit

@@ -1,6 +1,6 @@
 -- Guarantee: reads only. Lists the live locks in the order of their dates. A lock_key never leaves the server: its
 -- hash tells two of them apart.
--- KEYS: locks, expiry
+-- KEYS: locks, expiry, events
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, cursor, chunk
 --   cursor is where the last call stopped, 0 at first
 -- Reply: now_us, next_cursor, then per lock: slot_id, locked_until_ms, fencing_token, key_hash

@@ -1,6 +1,6 @@
 -- Guarantee: reads only. Lists slots in the order of their start, as the caller sees them; with a filter that no
 -- index serves it looks at one chunk a call, so that no call holds the server for long.
--- KEYS: locks, expiry, starts, resources
+-- KEYS: locks, expiry, events, starts, resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, resource_id, from_ms, to_ms, available, lock_key,
 -- cursor, chunk, skip, limit
 --   resource_id and available ("1", "0") may be empty for any; from_ms is the earliest start and to_ms the latest end,
@@ -8,7 +8,7 @@
 --   skip matches, up to limit
 -- Reply: now_us, next_cursor, matched, then per slot: slot_id, record, locked_until_ms, available
 --   next_cursor is 0 at the end
-local expiry, starts, resources = KEYS[2], KEYS[3], KEYS[4]
+local expiry, starts, resources = KEYS[2], KEYS[4], KEYS[5]
 local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 -- include: clock

@@ -2,20 +2,24 @@
 -- with a fencing token above every earlier one; the key that holds it already keeps its token, and its date is never
 -- shortened; any other key changes nothing. In mode "all" either every slot is locked or nothing changes. A new lock
 -- never brings the holder of a quota above it.
--- KEYS: locks, expiry, then per slot: lock, record
--- ARGV: max_lock_ms, scope, mode, slot_prefix, lock_suffix, then per slot: slot_id, lock_key, until, quota
+-- KEYS: locks, expiry, events, then per slot: lock, record
+-- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, max_lock_ms, scope, mode, then per slot: slot_id,
+-- lock_key, until, quota
 --   scope is "registered", or "any" where a slot needs no record; mode is "each" or "all";
---   until is a date in ms, or +ms counted from now; the lock of a slot is its id between prefix and suffix;
+--   until is a date in ms, or +ms counted from now;
 --   quota is empty, or how many live locks its holder may have, a space, and the key that counts them
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 --   of what is too many, locked_until_ms is the first end of the holder's locks, and 0 if the call asks for more at
 --   once than the quota allows
 -- Tags: locked, yours, taken, too_many, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
-local FIRST_KEY, HEAD, STRIDE = 3, 5, 4
+local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
 local MAKES = true
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
+-- include: naming
+-- include: lapsed
 -- include: quota
 -- include: grant

@@ -1,12 +1,13 @@
 -- Guarantee: removes slots that ended before a date, whole and oldest first. One that is locked or has active
 -- bookings stays.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources, starts, resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, starts, resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, before_ms, skip, chunk
 --   skip passes over what earlier calls kept
 -- Reply: now_us, pruned, kept, more
 --   more is 0 when there are none left
 local before_ms, skip, chunk = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- include: clock
+-- include: events
 -- include: record
 -- include: entries
 -- include: naming
@@ -25,7 +26,9 @@ for _, id in ipairs(ids) do
   elseif remove(id, record) then
     pruned = pruned + 1
   else
+    publish()
     return {now_us, pruned, kept, 1}
   end
 end
+publish()
 return {now_us, pruned, kept, #ids == chunk and 1 or 0}

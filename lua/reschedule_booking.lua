@@ -1,7 +1,7 @@
 -- Guarantee: a booking moves from one slot to another in one step, and both count it right. An active one needs a
 -- place there under the conditions of a new one, and consumes its caller's lock as that does; a cancelled one stays
 -- cancelled. One that stands there already is not touched.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id, slot_id, lock_key
 --   slot_id is where it goes; an empty lock_key stands for none
 -- Reply: now_us, then per booking: tag, booking, locked_until_ms
@@ -12,6 +12,7 @@ local HEAD, STRIDE, TARGET = 4, 3, 2
 -- include: naming
 -- include: bookings
 -- include: booked
+-- include: events
 -- include: locks
 -- include: availability
 -- include: counters
@@ -25,7 +26,9 @@ local function move(i, booking)
   end
   if booking.status == 'A' then
     count_bookings(from, -1, 0)
+    tell('cancelled', ids[from], records[ids[from]])
     booking.lock = take(to, argument(i, 3))
+    tell('booked', ids[to], records[ids[to]])
   else
     count_bookings(from, 0, -1)
     count_bookings(to, 0, 1)
@@ -46,4 +49,5 @@ for i = 1, count do
   end
   answer(i, tag or 'rescheduled', until_ms)
 end
+publish()
 return reply

@@ -1,14 +1,15 @@
 -- Guarantee: a lock is removed only by its own lock_key, and by its own fencing token where one is given, so that
 -- a late unlock never ends a newer lock. A slot that is free already stays so. Only an operator's "force" compares
 -- nothing.
--- KEYS: locks, expiry, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: mode, then per slot: slot_id, lock_key, fencing_token
 --   mode is "owner" or "force"; an empty fencing_token stands for any
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available
 -- Tags: unlocked, gone, taken
-local FIRST_KEY, HEAD, STRIDE = 3, 1, 3
+local FIRST_KEY, HEAD, STRIDE = 4, 1, 3
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
 local force = ARGV[1] == 'force'
@@ -20,7 +21,8 @@ for i = 1, count do
   local tag, at = claim_on(i, lock_key, argument(i, 3)), #reply
   if tag == 'yours' or force and lock_of(i) then
     tag = 'unlocked'
-    token_of(i)  -- if the shared keys are not what they should be, it ends here, before anything is written
+    -- If the shared keys are not what they should be, it ends here, before anything is written.
+    tell('unlocked', ids[i], records[ids[i]], 0, token_of(i))
     names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
     held[ids[i]] = false
   end
@@ -31,6 +33,7 @@ end
 
 if #removed > 0 then
   redis.call('ZREM', expiry, unpack(removed))
+  publish()
   redis.call('HDEL', locks, unpack(removed))
   redis.call('DEL', unpack(names))
 end

@@ -1,6 +1,6 @@
 -- Guarantee: a booking's metadata is what is given, and nothing else of it changes. One that says so already is not
 -- touched.
--- KEYS: locks, expiry, bookings:created, bookings:slots, bookings:resources
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per booking: booking_id, metadata
 -- Reply: now_us, then per booking: tag, booking, locked_until_ms
 -- Tags: updated, not_found, corrupt

@@ -1,15 +1,16 @@
 -- Guarantee: changes the fields that are given, in one step, and leaves the others. A slot never gets fewer places
 -- than it has active bookings, nor a start that is not before its end. A slot that says all this already is not
 -- touched.
--- KEYS: locks, expiry, starts, resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, starts, resources, then per slot: lock, record
 -- ARGV: per slot: slot_id, lockable, status, capacity, start_ms, end_ms, start_date, end_date, metadata
 --   lockable is L or N, status A or D; dates are given in ms and as text; an empty text leaves the field
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available
 -- Tags: updated, not_found, corrupt, capacity_too_small, start_not_before_end
-local starts, resources = KEYS[3], KEYS[4]
-local FIRST_KEY, HEAD, STRIDE = 5, 0, 9
+local starts, resources = KEYS[4], KEYS[5]
+local FIRST_KEY, HEAD, STRIDE = 6, 0, 9
 -- include: clock
 -- include: slots
+-- include: events
 -- include: locks
 -- include: availability
 -- include: record
@@ -22,6 +23,7 @@ local FIELDS_GIVEN = {
 
 redis.call('ZCARD', starts)
 redis.call('ZCARD', resources)
+redis.call('XLEN', events)
 
 local function update(i, record)
   local old, new = read_record(record), read_record(record)
@@ -45,6 +47,7 @@ local function update(i, record)
   record = write_record(new)
   records[ids[i]] = record
   redis.call('SET', record_name(i), record)
+  tell('slot_changed', ids[i], record)
   if new.start_ms ~= old.start_ms then
     unindex(starts, resources, old, ids[i])
     index(starts, resources, new, ids[i])
@@ -61,4 +64,5 @@ for i = 1, count do
   view(reply, i, record, '')
   reply[#reply - 3] = tag or reply[#reply - 3]
 end
+publish()
 return reply

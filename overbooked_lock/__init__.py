@@ -8,6 +8,7 @@ from overbooked_lock.errors import (
     BookingNotFound,
     CapacityTooSmall,
     EmbeddedServerError,
+    EventsMissed,
     InvalidArgument,
     LockKeyInvalid,
     LockLost,
@@ -23,6 +24,7 @@ from overbooked_lock.errors import (
     StoreUnavailable,
     TooManyLocks,
 )
+from overbooked_lock.events import Event
 from overbooked_lock.holding import AsyncHold, Hold
 from overbooked_lock.models import (
     ApiKey,
@@ -52,6 +54,8 @@ __all__ = [
     "CapacityTooSmall",
     "EmbeddedServer",
     "EmbeddedServerError",
+    "Event",
+    "EventsMissed",
     "Hold",
     "InvalidArgument",
     "LiveLock",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
@@ -16,7 +16,8 @@ from overbooked_lock import arguments, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.coalescing import Coalescer
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import InvalidArgument, SlotExists
+from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
+from overbooked_lock.events import SWEEP_EVERY_SECONDS, AsyncListener, Event, Reader, pause_until
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
@@ -35,7 +36,7 @@ from overbooked_lock.models import (
     Status,
     Unlocked,
 )
-from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run
+from overbooked_lock.operations import Await, InBackground, Listen, Load, Operation, Operations, Pause, Run
 
 T = TypeVar("T")
 
@@ -70,6 +71,7 @@ class AsyncLockEngine:
         self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
         self._operations = Operations(settings, self._timeout, can_load=load_slot is not None)
         self._coalescer = Coalescer(pool, settings, self._timeout)
+        self._listener = AsyncListener(pool, settings.keys.events, self._timeout, self._sweep)
         self._load_slot = load_slot
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._background: set[asyncio.Task[Any]] = set()
@@ -341,6 +343,41 @@ class AsyncLockEngine:
         """The answer that is kept under a name, None if there is none."""
         return await self._do(self._operations.get_answer(name))
 
+    # Events
+
+    async def events(
+        self, *, since: str | None = None, slot_id: str | None = None, resource_id: str | None = None
+    ) -> AsyncGenerator[Event]:
+        """What happens to slots, as it happens and in order; an endless iterator."""
+        reader = Reader(since, slot_id, resource_id)
+        with self._listener.reading() as batches:
+            while True:
+                batch = await batches.get()
+                if batch is not None:
+                    for event in reader.take(batch):
+                        yield event
+                    continue
+                more = True
+                while more:
+                    try:
+                        found, more = await self._do(self._operations.catch_up(reader))
+                    except StoreUnavailable:
+                        await asyncio.sleep(SWEEP_EVERY_SECONDS)
+                        continue
+                    for event in found:
+                        yield event
+
+    async def sweep(self) -> int:
+        """Tells of locks that ended by their date and were not told of yet; returns how many."""
+        return (await self._do(self._operations.sweep())).locks
+
+    async def _sweep(self) -> float:
+        """Sweeps; returns the seconds until it is to be done again."""
+        try:
+            return pause_until((await self._do(self._operations.sweep())).until_next)
+        except StoreUnavailable:
+            return SWEEP_EVERY_SECONDS
+
     # What drives the steps
 
     async def close(self) -> None:
@@ -351,6 +388,7 @@ class AsyncLockEngine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        await self._listener.close()
         await self._coalescer.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.close)
@@ -376,9 +414,16 @@ class AsyncLockEngine:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
 
-    async def _perform(self, step: Pause | Load | InBackground) -> Any:
+    async def _perform(self, step: Pause | Listen | Await | Load | InBackground) -> Any:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
+        if isinstance(step, Listen):
+            return self._listener.waiter(step.slot_id)
+        if isinstance(step, Await):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(step.waiter.bell.wait(), step.seconds)
+            step.waiter.bell.clear()
+            return None
         if isinstance(step, Load):
             return await self._load(step.slot_id)
         return self._in_background(step)

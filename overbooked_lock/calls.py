@@ -210,7 +210,7 @@ def _own_work(request: Any, outcome: Any) -> Any:
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
     names = settings.keys
-    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode, names.slot_prefix, names.lock_suffix]
+    args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
     for request in requests:
         args += request[:3]
         quota = request.quota
@@ -225,10 +225,11 @@ def lock_many(settings: Settings, requests: Sequence[LockRequest]) -> Call:
 
 
 def extend(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
-    args: list[str | int] = [settings.max_lock_ms, settings.scope, mode]
+    names = settings.keys
+    args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
     for request in requests:
         args += request[:4]
-    keys = settings.keys.of_locks(_ids(requests))
+    keys = names.of_locks(_ids(requests))
     return Call(scripts.EXTEND, keys, args, partial(_granted, settings, requests, _lost_to_another))
 
 
@@ -283,7 +284,28 @@ def list_locks(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call:
         return [(locks, reply[1])]
 
     args: list[str | int] = [*keys.naming, cursor, chunk]
-    return Call(scripts.LIST_LOCKS, [keys.locks, keys.expiry], args, parse)
+    return Call(scripts.LIST_LOCKS, keys.of_locks(()), args, parse)
+
+
+def sweep(settings: Settings, requests: Sequence[int]) -> Call:
+    """Takes how many at most; the outcome is (how many were swept, the seconds until the next lock ends or None)."""
+    keys = settings.keys
+
+    def parse(reply: Reply, _: float) -> list[tuple[int, float | None]]:
+        now_us, swept, next_ms = reply
+        return [(swept, (next_ms * 1000 - now_us) / 1_000_000 if next_ms else None)]
+
+    return Call(scripts.SWEEP, keys.of_locks(()), [*keys.naming, *requests], parse)
+
+
+def read_events(settings: Settings, requests: Sequence[tuple[str, int]]) -> Call:
+    """Takes one (from_id, count); the outcome is (whether from_id is still kept, entries)."""
+
+    def parse(reply: Reply, _: float) -> list[tuple[bool, list[tuple[str, str]]]]:
+        entries = [(entry_id.decode(), text.decode()) for entry_id, text in _rows(reply, 2, width=2)]
+        return [(reply[1] == b"kept", entries)]
+
+    return Call(scripts.READ_EVENTS, settings.keys.of_locks(()), requests[0], parse)
 
 
 def create_slots(settings: Settings, requests: Sequence[CreateRequest]) -> Call:

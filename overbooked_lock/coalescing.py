@@ -160,9 +160,8 @@ class Coalescer:
             wire = _Wire(connection, self._wires)
             if not self._examined:
                 answer = asyncio.get_running_loop().create_future()
-                wire.exchange([store.INFO], self._timeout, answer.set_result)
-                [info] = _checked(await answer)
-                self._examined = store.examine(info)
+                wire.exchange(store.questions(self._settings.keys.events), self._timeout, answer.set_result)
+                self._examined = store.examine(*_checked(await answer))
         except BaseException:
             await connection.disconnect(nowait=True)
             raise

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -23,6 +23,7 @@ from overbooked_lock import arguments, calls, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
+from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, pause_until
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
@@ -41,7 +42,7 @@ from overbooked_lock.models import (
     Status,
     Unlocked,
 )
-from overbooked_lock.operations import InBackground, Load, Operation, Operations, Pause, Run
+from overbooked_lock.operations import Await, InBackground, Listen, Load, Operation, Operations, Pause, Run
 
 T = TypeVar("T")
 
@@ -78,6 +79,7 @@ class LockEngine:
         self._settings = Settings(Keys(namespace), arguments.max_lock(max_lock), arguments.scope(unregistered))
         self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
         self._operations = Operations(self._settings, self._timeout, can_load=load_slot is not None)
+        self._listener = Listener(self._pool, self._settings.keys.events, self._timeout, self._sweep)
         self._load_slot = load_slot
         self._loading: dict[str, Future[bool]] = {}
         self._mutex = threading.Lock()
@@ -529,6 +531,56 @@ class LockEngine:
         """The answer that is kept under a name, None if there is none. Raises InvalidArgument, StoreUnavailable."""
         return self._do(self._operations.get_answer(name))
 
+    # Events
+
+    def events(
+        self, *, since: str | None = None, slot_id: str | None = None, resource_id: str | None = None
+    ) -> Generator[Event]:
+        """What happens to slots, as it happens and in order; an endless iterator.
+
+        While somebody iterates, the engine listens on one more connection, and sweeps: it looks for locks that ended
+        by their date, so that their ``expired`` comes in time. After a break of the connection nothing is missing.
+
+        Args:
+            since: Begin after the event with this id; by default with what happens from now on.
+            slot_id: Only this slot's events.
+            resource_id: Only those of this resource's slots.
+
+        Raises:
+            InvalidArgument: An argument is wrong.
+            EventsMissed: What came after ``since``, or after a long break, is no longer kept.
+        """
+        reader = Reader(since, slot_id, resource_id)
+        with self._listener.reading() as batches:
+            while True:
+                batch = batches.get()
+                if batch is not None:
+                    yield from reader.take(batch)
+                    continue
+                more = True
+                while more:
+                    try:
+                        found, more = self._do(self._operations.catch_up(reader))
+                    except StoreUnavailable:
+                        self._closing.wait(SWEEP_EVERY_SECONDS)
+                        continue
+                    yield from found
+
+    def sweep(self) -> int:
+        """Tells of locks that ended by their date and were not told of yet; returns how many.
+
+        Needed only where nobody listens to :meth:`events` and the next ``lock`` may be long in coming: each lock looks
+        for some that ended. Raises StoreUnavailable.
+        """
+        return self._do(self._operations.sweep()).locks
+
+    def _sweep(self) -> float:
+        """Sweeps; returns the seconds until it is to be done again."""
+        try:
+            return pause_until(self._do(self._operations.sweep()).until_next)
+        except StoreUnavailable:
+            return SWEEP_EVERY_SECONDS
+
     # The executor
 
     def close(self) -> None:
@@ -538,6 +590,7 @@ class LockEngine:
             # A lock of unknown outcome is perhaps being undone.
             thread.join(max(0.0, deadline - time.monotonic()))
         self._closing.set()
+        self._listener.close()
         self._drop_idle()
         if self._server is not None:
             self._server.close()
@@ -563,10 +616,16 @@ class LockEngine:
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
 
-    def _perform(self, step: Pause | Load | InBackground) -> Any:
+    def _perform(self, step: Pause | Listen | Await | Load | InBackground) -> Any:
         if isinstance(step, Pause):
             if self._closing.wait(step.seconds):
                 raise StoreUnavailable("not_applied", "this engine is closed")
+            return None
+        if isinstance(step, Listen):
+            return self._listener.waiter(step.slot_id)
+        if isinstance(step, Await):
+            step.waiter.bell.wait(step.seconds)
+            step.waiter.bell.clear()
             return None
         if isinstance(step, Load):
             return self._load(step.slot_id)
@@ -616,7 +675,9 @@ class LockEngine:
             connection.connect()
             wire = _Wire(connection)
             if not self._examined:
-                self._examined = store.examine(wire.exchange(store.INFO, attempts.time_for_next()))
+                questions = store.questions(self._settings.keys.events)
+                answers = [wire.exchange(question, attempts.time_for_next()) for question in questions]
+                self._examined = store.examine(*answers)
         except BaseException:
             connection.disconnect()
             raise

@@ -15,6 +15,7 @@
     ├── BookingNotFound                       no booking has this id
     ├── BookingExists                         another booking has this id already
     ├── StoreCorrupt                          a key in Redis is not what we keep there
+    ├── EventsMissed                          a reader of events fell too far behind
     ├── StoreUnavailable                      Redis could not be reached, or did not confirm
     └── EmbeddedServerError                   the embedded server can't be started
 
@@ -204,6 +205,16 @@ class BookingExists(OverbookedError):
     def __init__(self, booking_id: str) -> None:
         super().__init__(f"booking {booking_id!r} exists already and is another one")
         self.booking_id = booking_id
+
+
+class EventsMissed(OverbookedError):
+    """Events that came after ``since`` are no longer kept: look at the slots themselves, and listen anew."""
+
+    code, status = "E013", 400
+
+    def __init__(self, since: str) -> None:
+        super().__init__(f"what happened after {since} is not kept any more")
+        self.since = since
 
 
 class StoreCorrupt(SlotError):

@@ -8,6 +8,7 @@ colon and is not one of our own first words, so no slot id of one namespace can 
 ``slot:<id>:record``     string     the slot: see ``lua/lib/record.lua``
 ``slots:locks``          hash       slot id → fencing token of its lock; field ``""``: the last token
 ``slots:expiry``         sorted set slot id by the end of its lock in ms
+``slots:events``         stream     what happened: see ``lua/lib/events.lua``; a channel, too
 ``slots:starts``         sorted set slot id by its start in ms
 ``slots:resources``      sorted set resource, start and slot id as one text, in its order
 ``booking:<id>:record``  string     the booking: see ``lua/lib/bookings.lua``
@@ -34,6 +35,7 @@ class Keys:
         prefix = f"{arguments.namespace(namespace)}:" if namespace else ""
         self.locks = f"{prefix}slots:locks"
         self.expiry = f"{prefix}slots:expiry"
+        self.events = f"{prefix}slots:events"
         self.starts = f"{prefix}slots:starts"
         self.resources = f"{prefix}slots:resources"
         self.bookings = [f"{prefix}bookings:{kind}" for kind in ("created", "slots", "resources")]
@@ -60,7 +62,7 @@ class Keys:
 
     def of_locks(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that deals with the locks of these slots."""
-        keys = [self.locks, self.expiry]
+        keys = [self.locks, self.expiry, self.events]
         prefix, lock, record = self.slot_prefix, self.lock_suffix, self.record_suffix
         for slot_id in slot_ids:
             keys += (prefix + slot_id + lock, prefix + slot_id + record)
@@ -69,17 +71,17 @@ class Keys:
     def of_slots(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that registers, changes or removes these slots."""
         keys = self.of_locks(slot_ids)
-        keys[2:2] = self.starts, self.resources
+        keys[3:3] = self.starts, self.resources
         return keys
 
     def of_bookings(self, slot_ids: Iterable[str] = ()) -> list[str]:
         """What a script needs that deals with bookings, on these slots or on those it comes upon."""
         keys = self.of_locks(slot_ids)
-        keys[2:2] = self.bookings
+        keys[3:3] = self.bookings
         return keys
 
     def of_removal(self, slot_ids: Iterable[str] = ()) -> list[str]:
         """What a script needs that removes slots, and what was booked on them."""
         keys = self.of_slots(slot_ids)
-        keys[2:2] = self.bookings
+        keys[3:3] = self.bookings
         return keys

@@ -7,7 +7,6 @@ the error in), and what the generator returns is the verb's result. The pattern 
 from __future__ import annotations
 
 import hashlib
-import random
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -15,12 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 
 from overbooked_lock import arguments, calls
 from overbooked_lock.errors import (
+    EventsMissed,
     InvalidArgument,
     OverbookedError,
     SlotLocked,
     SlotNotFound,
     StoreUnavailable,
 )
+from overbooked_lock.events import Event, Reader, Waiter
 from overbooked_lock.models import (
     ApiKey,
     ApiKeyInfo,
@@ -44,8 +45,6 @@ T = TypeVar("T")
 CHUNK = 512
 """How many slots a script looks at in one call of a longer piece of work."""
 
-_FIRST_POLL, _LONGEST_POLL = 0.01, 0.1
-
 
 class Run(NamedTuple):
     """Call a script: gives one outcome for each request.
@@ -66,6 +65,19 @@ class Pause(NamedTuple):
     seconds: float
 
 
+class Listen(NamedTuple):
+    """Be told from now on when a slot may be free: gives a waiter, which the operation closes."""
+
+    slot_id: str
+
+
+class Await(NamedTuple):
+    """Wait until a waiter's bell rings, but no longer than so long."""
+
+    waiter: Waiter[Any]
+    seconds: float
+
+
 class Load(NamedTuple):
     """Ask the host for a slot and register it: gives whether the host has one."""
 
@@ -78,7 +90,21 @@ class InBackground(NamedTuple):
     operation: Operation[None]
 
 
-Step = Run | Pause | Load | InBackground
+class Swept(NamedTuple):
+    """How many locks had ended by their date, and the seconds until the next one will; None if there is none."""
+
+    locks: int
+    until_next: float | None
+
+
+class CaughtUp(NamedTuple):
+    """Events from the stream, and whether there are more."""
+
+    events: list[Event]
+    more: bool
+
+
+Step = Run | Pause | Listen | Await | Load | InBackground
 Operation = Generator[Step, Any, T]
 
 
@@ -127,8 +153,31 @@ class Operations:
         return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
 
     def _acquire(self, run: Run, wait: timedelta | None) -> Operation[list[Lock]]:
-        give_up_at = time.monotonic() + (0.0 if wait is None else arguments.seconds(wait, "wait"))
-        poll = _FIRST_POLL
+        if wait is None:
+            return (yield from self._attempt(run))
+        give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
+        waiter: Waiter[Any] | None = None
+        try:
+            while True:
+                try:
+                    return (yield from self._attempt(run))
+                except SlotLocked as taken:
+                    left = give_up_at - time.monotonic()
+                    if left <= 0:
+                        raise
+                    if waiter is not None and waiter.slot_id == taken.slot_id:
+                        # A message that was lost costs no more than what is left of the lock.
+                        yield Await(waiter, min(left, taken.retry_after.total_seconds() + 0.001))
+                    else:
+                        # Listen, and then try again: what came free in between told nobody who listened.
+                        if waiter is not None:
+                            waiter.close()
+                        waiter = yield Listen(taken.slot_id)
+        finally:
+            if waiter is not None:
+                waiter.close()
+
+    def _attempt(self, run: Run) -> Operation[list[Lock]]:
         loaded: set[str] = set()
         while True:
             try:
@@ -145,16 +194,10 @@ class Operations:
             problem = _first_error(outcomes)
             if problem is None:
                 return outcomes
-            left = give_up_at - time.monotonic()
-            if self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in loaded:
-                loaded.add(problem.slot_id)
-                if not (yield Load(problem.slot_id)):
-                    raise problem
-            elif isinstance(problem, SlotLocked) and left > 0:
-                jitter = random.uniform(0.5, 1)  # noqa: S311 - no secret
-                yield Pause(min(left, poll * jitter, problem.retry_after.total_seconds() + 0.001))
-                poll = min(2 * poll, _LONGEST_POLL)
-            else:
+            if not (self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in loaded):
+                raise problem
+            loaded.add(problem.slot_id)
+            if not (yield Load(problem.slot_id)):
                 raise problem
 
     def _undo(self, requests: Sequence[calls.LockRequest]) -> Operation[None]:
@@ -226,6 +269,27 @@ class Operations:
             locks.update((lock.slot_id, lock) for lock in found)
             if not cursor:
                 return list(locks.values())
+
+    def sweep(self) -> Operation[Swept]:
+        total = 0
+        while True:
+            [(swept, until_next)] = yield Run(calls.sweep, [CHUNK], alone=True)
+            total += swept
+            if swept < CHUNK:
+                return Swept(total, until_next)
+
+    def catch_up(self, reader: Reader) -> Operation[CaughtUp]:
+        """The next events of the stream for a reader, of a chunk of entries.
+
+        Raises EventsMissed.
+        """
+        [(kept, entries)] = yield Run(calls.read_events, [(reader.from_id, CHUNK)], alone=True)
+        if not kept:
+            raise EventsMissed(reader.from_id)
+        if not reader.from_id:
+            reader.starts_at(entries[0][0])
+            return CaughtUp([], more=False)
+        return CaughtUp([event for entry in entries for event in reader.take(entry)], more=len(entries) == CHUNK)
 
     # Slots
 

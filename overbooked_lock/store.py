@@ -62,7 +62,11 @@ _PHRASES = {
     "unauthenticated": "NOAUTH",  # what it says to a command of many words
 }
 
-INFO = hiredis.pack_command(("INFO",))
+
+def questions(channel: str) -> list[bytes]:
+    """What a server is asked before the first call: who it is, and whether we may tell of events."""
+    words: tuple[Any, ...] = ("PUBLISH", channel, "")
+    return [hiredis.pack_command(("INFO",)), hiredis.pack_command(words)]
 
 
 class Attempts:
@@ -162,12 +166,14 @@ def connection_options(options: dict[str, Any], timeout: float) -> dict[str, Any
     return ours
 
 
-def examine(info: bytes | ResponseError) -> bool:
-    """Looks at a server's INFO before the first call: an old server is refused, an evicting one warned of.
+def examine(info: bytes | ResponseError, published: int | ResponseError) -> bool:
+    """Looks at a server's answers: an old server is refused, an evicting one warned of, and so on.
 
     Returns whether it could be seen. Not if the server is busy; a user who may not ask has seen all there is to see.
     Raises :class:`~overbooked_lock.errors.StoreUnavailable`.
     """
+    if isinstance(published, ResponseError) and _code(published) == "NOPERM":
+        raise StoreUnavailable("not_applied", "its user may not publish on the channel of our events")
     if isinstance(info, ResponseError):
         return _code(info) == "NOPERM"
     facts = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)

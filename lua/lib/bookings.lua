@@ -2,9 +2,11 @@
 -- A record is a line of fields, then slot_id, resource_id and metadata, a line each:
 --   1<A|C: active or cancelled><K|E|N: took a lock, came after its lock's end, or neither> created updated
 -- The leading 1 is the format's version; dates are in ms.
-local created, by_slot, by_resource = KEYS[3], KEYS[4], KEYS[5]
-for at = 3, 5 do
-  redis.call('ZCARD', KEYS[at])  -- what is no index must be found out before the first write
+local created, by_slot, by_resource = KEYS[4], KEYS[5], KEYS[6]
+-- What is no index, or no stream, must be found out before the first write.
+redis.call('XLEN', KEYS[3])
+for at = 4, 6 do
+  redis.call('ZCARD', KEYS[at])
 end
 
 local function read_booking(text)

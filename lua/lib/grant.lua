@@ -1,7 +1,7 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
 -- that nothing holds gets a new lock. Straight on, without functions of its own: this is the hot path.
-local max_lock_ms, scope, mode = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local last_token = tonumber(redis.call('HGET', locks, '')) or 0
+local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+local last_token = read_tokens()
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
 -- anything is written; each is looked at only when the counts differ.
@@ -57,6 +57,7 @@ for i = 1, count do
       lock = {key = lock_key, until_ms = until_ms}
       held[ids[i]] = lock
       granted[#granted + 1] = i
+      lapse(i)
     else
       prolonged[#prolonged + 1] = i
     end
@@ -65,7 +66,11 @@ for i = 1, count do
       last_token = math.max(last_token + 1, now_us)
       lock.token = last_token
     end
-    lock.until_ms = math.max(end_of(i), until_ms)
+    local before_ms = tag == 'yours' and end_of(i)
+    lock.until_ms = math.max(before_ms or 0, until_ms)
+    if lock.until_ms ~= before_ms then
+      tell(before_ms and 'extended' or 'locked', ids[i], record, lock.until_ms, lock.token)
+    end
     fields[#fields + 1], fields[#fields + 2] = ids[i], lock.token
     dates[#dates + 1], dates[#dates + 2] = lock.until_ms, ids[i]
     reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record, lock.until_ms, lock.token
@@ -90,13 +95,11 @@ elseif #dates == 0 then
   return reply
 end
 
--- Forget locks that ended by their date. Each call that adds n locks sweeps up to 2n, so what is left behind
--- can't pile up, with no process in the background. Nothing waits for it: a lock is live as long as its key is.
-local lapsed = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'LIMIT', 0, 2 * count)
-if #lapsed > 0 then
-  redis.call('ZREM', expiry, unpack(lapsed))
-  redis.call('HDEL', locks, unpack(lapsed))
-end
+-- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
+-- Nothing waits for it: a lock is live as long as its key is.
+local gone = lapsed_locks(2 * count)
+publish()  -- the first to be written: it may find something else in its place
+forget(gone)
 
 -- redis.call writes a number in full; only tostring and .. would round a token.
 for _, i in ipairs(granted) do

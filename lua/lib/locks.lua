@@ -39,19 +39,29 @@ end
 -- A lock's fencing token and its end are read where somebody asks, and then for all slots at once.
 local tokens, ends
 
+-- The field without a name is the last token that was given out.
+local function read_tokens()
+  tokens = tokens or redis.call('HMGET', locks, '', unpack(ids))
+  return tonumber(tokens[1]) or 0
+end
+
 local function token_of(i)
   local lock = lock_of(i)
   if not lock.token then
-    tokens = tokens or redis.call('HMGET', locks, unpack(ids))
-    lock.token = tonumber(tokens[i])
+    read_tokens()
+    lock.token = tonumber(tokens[i + 1])
   end
   return lock.token
+end
+
+local function read_ends()
+  ends = ends or redis.call('ZMSCORE', expiry, unpack(ids))
 end
 
 local function end_of(i)
   local lock = lock_of(i)
   if not lock.until_ms then
-    ends = ends or redis.call('ZMSCORE', expiry, unpack(ids))
+    read_ends()
     lock.until_ms = tonumber(ends[i])
     if not lock.until_ms then
       -- Another client set this key by hand: only Redis knows its end, and there may be none.
@@ -60,6 +70,17 @@ local function end_of(i)
     end
   end
   return lock.until_ms
+end
+
+-- Tells of a lock that ended by its date, if nobody told of it yet: whatever takes the slot next must come after.
+local lapsed = {}
+local function lapse(i)
+  read_tokens()
+  if tokens[i + 1] and not values[2 * i - 1] and not lapsed[ids[i]] then
+    lapsed[ids[i]] = true
+    read_ends()
+    tell('expired', ids[i], records[ids[i]], tonumber(ends[i]), tonumber(tokens[i + 1]))
+  end
 end
 
 -- What a caller with this lock_key, and this fencing token if it gives one, has to do with the lock of slot i. A token

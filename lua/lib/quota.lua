@@ -3,7 +3,7 @@
 -- Who has as many as its quota allows is looked at closely, and what has ended is forgotten.
 -- All of it is made for the first quota of a call: a call without one has nothing of it.
 local function new_quotas()
-  local longest_ms, whole, slot_prefix, lock_suffix = tonumber(ARGV[1]), ARGV[3] == 'all', ARGV[4], ARGV[5]
+  local longest_ms, whole, slot_prefix, lock_suffix = tonumber(ARGV[5]), ARGV[7] == 'all', ARGV[1], ARGV[2]
   local holders, quotas = {}, {}
 
   local function holder_of(name)

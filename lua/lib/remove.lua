@@ -1,8 +1,8 @@
 -- Removes slots with all that is kept of them, bookings that were cancelled included. A call removes so many of those,
 -- and the next goes on. What is written to must be what it should be before the first write.
-local starts, resources = KEYS[6], KEYS[7]
+local starts, resources = KEYS[7], KEYS[8]
 redis.call('HLEN', KEYS[1])
-for _, at in ipairs({2, 6, 7}) do
+for _, at in ipairs({2, 7, 8}) do
   redis.call('ZCARD', KEYS[at])
 end
 local budget = 512
@@ -30,6 +30,11 @@ local function remove(id, record)
   if budget <= 0 then
     return false
   end
+  local token, until_ms = redis.call('HGET', KEYS[1], id), redis.call('ZSCORE', KEYS[2], id)
+  if token and redis.call('EXISTS', lock_name_of(id)) == 0 then
+    tell('expired', id, write_record(record), tonumber(until_ms), tonumber(token))
+  end
+  tell('slot_deleted', id, write_record(record))
   redis.call('DEL', record_name_of(id), lock_name_of(id))
   redis.call('HDEL', KEYS[1], id)
   redis.call('ZREM', KEYS[2], id)

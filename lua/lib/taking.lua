@@ -1,11 +1,9 @@
 -- A place in slot i for a booking by the one who gives this lock_key. The lock it has by that key is consumed.
 
 -- What a lock's end is written to must be what it should be before the first write.
-for i = 1, #ids do
-  if lock_of(i) then
-    token_of(i)
-    end_of(i)
-  end
+if #ids > 0 then
+  read_tokens()
+  read_ends()
 end
 
 -- The resource of slot i; nil if not all that is read or changed after the first write is where it should be.
@@ -31,11 +29,14 @@ end
 -- Returns what became of the lock: K if it was consumed, E if it had ended, N if there was no talk of one.
 local function take(i, lock_key)
   count_bookings(i, 1, 0)
+  lapse(i)
+  if tokens[i + 1] then
+    redis.call('ZREM', expiry, ids[i])
+    redis.call('HDEL', locks, ids[i])
+  end
   if not lock_of(i) then
     return lock_key == '' and 'N' or 'E'
   end
-  redis.call('ZREM', expiry, ids[i])
-  redis.call('HDEL', locks, ids[i])
   redis.call('DEL', lock_name(i))
   held[ids[i]] = false
   return 'K'

@@ -447,7 +447,10 @@ def test_a_wrong_password_is_told_at_once_and_not_repeated(
 
 @pytest.mark.parametrize(
     "rights",
-    [{"commands": ["-eval", "-evalsha"], "keys": ["*"]}, {"keys": ["elsewhere:*"]}],
+    [
+        {"commands": ["-eval", "-evalsha"], "keys": ["*"], "channels": ["*"]},
+        {"keys": ["elsewhere:*"], "channels": ["*"]},
+    ],
     ids=["no scripts", "other keys"],
 )
 def test_missing_rights_are_told_at_once(
@@ -472,11 +475,32 @@ def test_rights_that_are_missing_inside_a_script_are_told_at_once(
 ) -> None:
     """A user who may run scripts and not what is in them learns that it is a matter of rights."""
     operator.acl_setuser(
-        "desk", enabled=True, passwords=["+right"], categories=["+@all"], commands=["-set"], keys=["*"]
+        "desk",
+        enabled=True,
+        passwords=["+right"],
+        categories=["+@all"],
+        commands=["-set"],
+        keys=["*"],
+        channels=["*"],
     )
     engine = connect(own_server.url.replace("unix://", "unix://desk:right@"), timeout=PATIENCE)
     with ends_within(0), pytest.raises(StoreUnavailable, match="may not do this") as error:
         engine.lock("a", lock_key=KEY, lock_for=MINUTE)
+    assert_secret(error.value, caplog)
+    assert operator.exists(Keys().lock("a"), Keys().locks, Keys().expiry) == 0
+
+
+def test_a_user_who_may_not_tell_of_events_is_told_at_once(
+    connect: Connect, own_server: EmbeddedServer, operator: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before the first change: none may go untold."""
+    operator.acl_setuser(
+        "desk", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"], reset_channels=True
+    )
+    engine = connect(own_server.url.replace("unix://", "unix://desk:right@"), timeout=PATIENCE)
+    with ends_within(0), pytest.raises(StoreUnavailable, match="may not publish on the channel") as error:
+        engine.lock("a", lock_key=KEY, lock_for=MINUTE)
+    assert error.value.outcome == "not_applied"
     assert_secret(error.value, caplog)
     assert contents(own_server.url) == {}
 
@@ -486,7 +510,13 @@ def test_a_user_who_may_not_ask_for_facts_may_lock(
 ) -> None:
     """INFO is a courtesy: where it is denied, all else works."""
     operator.acl_setuser(
-        "desk", enabled=True, passwords=["+right"], categories=["+@all"], commands=["-info"], keys=["*"]
+        "desk",
+        enabled=True,
+        passwords=["+right"],
+        categories=["+@all"],
+        commands=["-info"],
+        keys=["*"],
+        channels=["*"],
     )
     engine = connect(own_server.url.replace("unix://", "unix://desk:right@"))
     assert engine.unlock(engine.lock("a", lock_for=MINUTE)).released

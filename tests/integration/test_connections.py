@@ -134,7 +134,7 @@ def test_a_forked_child_has_connections_of_its_own(lock_engine: LockEngine, slot
 
 def test_a_user_who_may_not_ask_for_info(lock_server: EmbeddedServer, lock_namespace: str, raw: redis.Redis) -> None:
     """INFO serves a warning alone: without it everything else works."""
-    raw.acl_setuser("modest", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-info"])
+    raw.acl_setuser("modest", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=["+@all", "-info"])
     try:
         client = redis.Redis.from_url(lock_server.url, username="modest", password="pw")
         with LockEngine(client, namespace=lock_namespace, unregistered="allow") as engine:

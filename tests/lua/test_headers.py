@@ -36,6 +36,8 @@ BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
     "delete_slots": (calls.delete_slots, calls.DeleteRequest("s"), "deleted more not_found has_bookings corrupt"),
     "list_slots": (calls.list_slots, calls.ListRequest("", "", "", "", "", 0, 10, 0, 10), ""),
     "list_locks": (calls.list_locks, (0, 10), ""),
+    "sweep": (calls.sweep, 10, ""),
+    "read_events": (calls.read_events, ("", 10), "kept missed"),
     "prune_slots": (calls.prune_slots, (1, 0, 10), ""),
     "book": (
         calls.book,

@@ -28,6 +28,7 @@ ERRORS = [
     errors.SlotNotBookable("s1", "full"),
     errors.BookingNotFound("b1"),
     errors.BookingExists("b1"),
+    errors.EventsMissed("1-0"),
     errors.StoreCorrupt("s1"),
     errors.StoreUnavailable("unknown", "it did not answer"),
     errors.EmbeddedServerError("no server"),

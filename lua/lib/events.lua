@@ -1,0 +1,21 @@
+-- Tells what happened in the same step: one entry of the stream and one message on the channel of the same name,
+-- whatever the number of slots. Their text has a line for each event: kind, slot_id, resource_id, locked_until in ms
+-- and fencing token, with tabs between; no id has control characters. What is told first happened first.
+local events, told = KEYS[3], {}
+local EVENTS_KEPT = 10000
+
+local function resource_in(record)
+  return record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
+end
+
+local function tell(kind, id, record, until_ms, token)
+  told[#told + 1] = string.format('%s\t%s\t%s\t%.0f\t%.0f', kind, id, resource_in(record), until_ms or 0, token or 0)
+end
+
+local function publish()
+  if #told > 0 then
+    local text = table.concat(told, '\n')
+    local entry = redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'events', text)
+    redis.call('PUBLISH', events, entry .. '\n' .. text)
+  end
+end

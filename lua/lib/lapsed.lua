@@ -1,0 +1,29 @@
+-- Locks that ended by their date and were not told of yet: up to so many, the one that ended first at the head. They are
+-- told of here, and returned to be forgotten; that is the only place where a lock's end by its date is seen, but for
+-- `lapse`, so each is told once.
+local function lapsed_locks(most)
+  local found = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, most)
+  local gone, lock_names, record_names = {}, {}, {}
+  for at = 1, #found, 2 do
+    local i = (at + 1) / 2
+    gone[i], lock_names[i], record_names[i] = found[at], lock_name_of(found[at]), record_name_of(found[at])
+  end
+  if #gone == 0 then
+    return gone
+  end
+  local gone_tokens = redis.call('HMGET', locks, unpack(gone))
+  local gone_records = redis.call('MGET', unpack(record_names))
+  for i, id in ipairs(gone) do
+    if gone_tokens[i] and not lapsed[id] then
+      tell('expired', id, gone_records[i], tonumber(found[2 * i]), tonumber(gone_tokens[i]))
+    end
+  end
+  return gone
+end
+
+local function forget(gone)
+  if #gone > 0 then
+    redis.call('ZREM', expiry, unpack(gone))
+    redis.call('HDEL', locks, unpack(gone))
+  end
+end

@@ -1,0 +1,441 @@
+"""What happened to slots, as whoever listens gets it.
+
+Rules. A script tells of its change in the same step, so there is no event without a change and no change without an
+event. Pub/sub brings events at once and forgets them; the stream keeps the newest. A reader takes what pub/sub brings,
+and wherever that may have a gap (at the start, after a break, after falling behind) it goes on from the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from datetime import datetime
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import redis
+import redis.asyncio
+from pydantic import BaseModel, ConfigDict
+
+from overbooked_lock import arguments, store
+from overbooked_lock.errors import InvalidArgument
+from overbooked_lock.models import UtcDate
+
+EventType = Literal["locked", "extended", "unlocked", "expired", "booked", "cancelled", "slot_changed", "slot_deleted"]
+
+SWEEP_EVERY_SECONDS = 0.1
+"""How late an ``expired`` may come when locks end one by one; sooner where the next end is known."""
+
+_QUIET_SECONDS = 10.0
+_GLANCE_SECONDS = 0.1  # how soon a thread notices that it is no longer needed
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+_MOST_BEHIND = 1000
+_ALL = 1 << 30
+
+
+class Event(BaseModel):
+    """Something that happened to a slot.
+
+    Attributes:
+        id: Orders the events of a store; give it as ``since`` to go on after it.
+        type: ``locked`` (a new lock), ``extended``, ``unlocked``, ``expired`` (a lock ended by its date), ``booked``,
+            ``cancelled`` (a place was given back), ``slot_changed`` (or created), ``slot_deleted``.
+        slot_id: The slot.
+        resource_id: What it belongs to; None if it is not registered.
+        locked_until: Until when it is locked, or was to be.
+        fencing_token: The lock's.
+        at: When, by Redis' clock.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    type: EventType
+    slot_id: str
+    resource_id: str | None
+    locked_until: UtcDate | None
+    fencing_token: int | None
+    at: UtcDate
+
+
+def pause_until(next_end: float | None) -> float:
+    """Seconds until the next sweep, from those until the next lock ends: it is told of a little after its date."""
+    return SWEEP_EVERY_SECONDS if next_end is None else min(max(next_end, 0.002), SWEEP_EVERY_SECONDS)
+
+
+class Position(NamedTuple):
+    """A place in the stream: an entry, and how many of its events lie before it."""
+
+    milliseconds: int
+    sequence: int
+    passed: int
+
+    @property
+    def entry_id(self) -> str:
+        return f"{self.milliseconds}-{self.sequence}"
+
+    @classmethod
+    def after(cls, event_id: str) -> Position:
+        """Raises InvalidArgument."""
+        entry, _, number = event_id.partition(".")
+        milliseconds, _, sequence = entry.partition("-")
+        if all(part.isdecimal() and len(part) < 20 for part in (milliseconds, sequence, number)):
+            return cls(int(milliseconds), int(sequence), int(number) + 1)
+        raise InvalidArgument("since", "must be the id of an event")
+
+    @classmethod
+    def behind(cls, entry_id: str) -> Position:
+        milliseconds, _, sequence = entry_id.partition("-")
+        return cls(int(milliseconds), int(sequence), _ALL)
+
+
+def events_of(entry_id: str, text: str) -> list[Event]:
+    """The events of an entry of the stream, or of a message."""
+    at_ms = int(entry_id.partition("-")[0])
+    events = []
+    kind: EventType
+    for number, line in enumerate(text.split("\n")):
+        kind, slot_id, resource_id, until_ms, token = line.split("\t")  # type: ignore[assignment]  # what the scripts write
+        until = _date(until_ms)
+        events.append(
+            Event.model_construct(
+                id=f"{entry_id}.{number}",
+                type=kind,
+                slot_id=slot_id,
+                resource_id=resource_id or None,
+                locked_until=until,
+                fencing_token=int(token) or None,
+                at=until if kind == "expired" and until else arguments.from_milliseconds(at_ms),
+            )
+        )
+    return events
+
+
+def _date(ms: str) -> datetime | None:
+    return arguments.from_milliseconds(int(ms)) if ms != "0" else None
+
+
+Batch = tuple[str, str]
+"""An entry of the stream: its id, and its text."""
+
+
+_FREES = ("unlocked", "expired", "booked", "slot_changed", "slot_deleted")
+"""After these a slot may be free that was locked."""
+
+
+class Bell(Protocol):
+    """An asyncio.Event or a threading.Event."""
+
+    def set(self) -> None: ...
+
+
+B = TypeVar("B", bound=Bell)
+
+
+class Waiter(Generic[B]):
+    """Who waits for a slot to come free. ``bell`` rings when it may be: a hint, so try again, and then wait again."""
+
+    def __init__(self, slot_id: str, bell: B, close: Callable[[Waiter[B]], None]) -> None:
+        self.slot_id, self.bell, self._close = slot_id, bell, close
+
+    def close(self) -> None:
+        """Waits no longer."""
+        self._close(self)
+
+
+class _Audience:
+    """Who listens, and how batches reach them.
+
+    A reader that falls far behind gets None: it goes on from the stream. Wherever there may be a gap, all waiters wake.
+    """
+
+    def __init__(self) -> None:
+        self._queues: set[Any] = set()
+        self._waiters: dict[str, set[Waiter[Any]]] = {}
+        self.subscribed = False
+
+    def __bool__(self) -> bool:
+        return bool(self._queues or self._waiters)
+
+    def add(self, reader: Any) -> None:
+        self._queues.add(reader)
+        if self.subscribed:
+            reader.put_nowait(None)
+
+    def discard(self, reader: Any) -> None:
+        self._queues.discard(reader)
+
+    def add_waiter(self, waiter: Waiter[Any]) -> None:
+        self._waiters.setdefault(waiter.slot_id, set()).add(waiter)
+
+    def discard_waiter(self, waiter: Waiter[Any]) -> None:
+        waiters = self._waiters.get(waiter.slot_id, set())
+        waiters.discard(waiter)
+        if not waiters:
+            self._waiters.pop(waiter.slot_id, None)
+
+    def wake_all(self) -> None:
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.bell.set()
+
+    def hear(self, message: Any) -> None:
+        """Takes a message of the subscription's connection."""
+        if message[0] == b"subscribe":
+            self.subscribed = True
+            self._give(None)
+            self.wake_all()
+        elif message[0] == b"message" and message[2]:  # an empty one only asks whether it may be sent
+            entry_id, _, text = message[2].decode().partition("\n")
+            self._give((entry_id, text))
+            if self._waiters:
+                self._wake(text)
+
+    def _wake(self, text: str) -> None:
+        for line in text.split("\n"):
+            kind, slot_id, _ = line.split("\t", 2)
+            if kind in _FREES:
+                for waiter in self._waiters.get(slot_id, ()):
+                    waiter.bell.set()
+
+    def _give(self, batch: Batch | None) -> None:
+        for reader in self._queues:
+            if reader.qsize() < _MOST_BEHIND:
+                reader.put_nowait(batch)
+            elif reader.qsize() == _MOST_BEHIND:
+                reader.put_nowait(None)
+
+
+class AsyncListener:
+    """One subscription for all readers of an engine. It is there as long as somebody reads."""
+
+    def __init__(
+        self, pool: redis.asyncio.ConnectionPool, channel: str, timeout: float, sweep: Callable[[], Awaitable[float]]
+    ) -> None:
+        self._pool, self._channel, self._timeout, self._sweep = pool, channel, timeout, sweep
+        self._audience = _Audience()
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[asyncio.Queue[Batch | None]]:
+        """A queue of what comes from now on. None, which is the first, stands for: go on from the stream."""
+        mine: asyncio.Queue[Batch | None] = asyncio.Queue()
+        self._audience.add(mine)
+        self._start()
+        try:
+            yield mine
+        finally:
+            self._audience.discard(mine)
+            self._stop_if_alone()
+
+    def waiter(self, slot_id: str) -> Waiter[asyncio.Event]:
+        """Somebody who waits for a slot from now on, until it is closed."""
+        waiter = Waiter(slot_id, asyncio.Event(), self._forget)
+        self._audience.add_waiter(waiter)
+        self._start()
+        return waiter
+
+    def _forget(self, waiter: Waiter[asyncio.Event]) -> None:
+        self._audience.discard_waiter(waiter)
+        self._stop_if_alone()
+
+    def _start(self) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="overbooked-lock events")
+
+    def _stop_if_alone(self) -> None:
+        if not self._audience:
+            self._stop()
+
+    async def close(self) -> None:
+        """Ends the subscription, and wakes who waits."""
+        task = self._task
+        self._stop()
+        self._audience.wake_all()
+        if task is not None:
+            await asyncio.wait([task])
+
+    def _stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            self._task, self._audience.subscribed = None, False
+
+    async def _run(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._listen())
+            tasks.create_task(self._keep_sweeping())
+
+    async def _keep_sweeping(self) -> None:
+        while True:  # noqa: ASYNC110 - there is no event for a date
+            await asyncio.sleep(await self._sweep())
+
+    async def _listen(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            connection = None
+            try:
+                options = store.connection_options(self._pool.connection_kwargs, self._timeout)
+                connection = self._pool.connection_class(**options)
+                async with asyncio.timeout(self._timeout):
+                    await connection.connect()
+                    await connection.send_command("SUBSCRIBE", self._channel, check_health=False)
+                while True:
+                    self._audience.hear(await self._message(connection))
+                    pause = _FIRST_PAUSE
+            except store.FAILURES as error:
+                store.log.info("the subscription to %s broke: %s", self._channel, type(error).__name__)
+            finally:
+                self._audience.subscribed = False
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def _message(self, connection: Any) -> Any:
+        """The next message. A connection that is silent is asked whether it lives. Raises TimeoutError, RedisError."""
+        try:
+            return await connection.read_response(timeout=_QUIET_SECONDS)
+        except (TimeoutError, redis.exceptions.TimeoutError):
+            pass
+        await connection.send_command("PING", check_health=False)
+        return await connection.read_response(timeout=self._timeout)
+
+
+class Listener:
+    """The same with a thread, for the sync engine."""
+
+    def __init__(self, pool: redis.ConnectionPool, channel: str, timeout: float, sweep: Callable[[], float]) -> None:
+        self._pool, self._channel, self._timeout, self._sweep = pool, channel, timeout, sweep
+        self._audience = _Audience()
+        self._mutex = threading.Lock()
+        self._stopping: threading.Event | None = None
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[queue.SimpleQueue[Batch | None]]:
+        """A queue of what comes from now on. None, which is the first, stands for: go on from the stream."""
+        mine: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        with self._mutex:
+            self._audience.add(mine)
+            self._start()
+        try:
+            yield mine
+        finally:
+            with self._mutex:
+                self._audience.discard(mine)
+                self._stop_if_alone()
+
+    def waiter(self, slot_id: str) -> Waiter[threading.Event]:
+        """Somebody who waits for a slot from now on, until it is closed."""
+        waiter = Waiter(slot_id, threading.Event(), self._forget)
+        with self._mutex:
+            self._audience.add_waiter(waiter)
+            self._start()
+        return waiter
+
+    def close(self) -> None:
+        """Ends the subscription, and wakes who waits."""
+        with self._mutex:
+            self._stop()
+            self._audience.wake_all()
+
+    def _forget(self, waiter: Waiter[threading.Event]) -> None:
+        with self._mutex:
+            self._audience.discard_waiter(waiter)
+            self._stop_if_alone()
+
+    def _start(self) -> None:
+        if self._stopping is None:
+            self._stopping = threading.Event()
+            for work in (self._listen, self._keep_sweeping):
+                name = f"overbooked-lock events: {work.__name__}"
+                threading.Thread(target=work, args=(self._stopping,), name=name, daemon=True).start()
+
+    def _stop_if_alone(self) -> None:
+        if not self._audience:
+            self._stop()
+
+    def _stop(self) -> None:
+        if self._stopping is not None:
+            self._stopping.set()
+            self._stopping, self._audience.subscribed = None, False
+
+    def _keep_sweeping(self, stopping: threading.Event) -> None:
+        while not stopping.wait(self._sweep()):
+            pass
+
+    def _listen(self, stopping: threading.Event) -> None:
+        pause = _FIRST_PAUSE
+        while not stopping.is_set():
+            connection = None
+            try:
+                options = store.connection_options(self._pool.connection_kwargs, self._timeout)
+                connection = self._pool.connection_class(**options)
+                connection.connect()
+                connection.send_command("SUBSCRIBE", self._channel, check_health=False)
+                quiet_since = time.monotonic()
+                while not stopping.is_set():
+                    if connection.can_read(timeout=_GLANCE_SECONDS):
+                        self._hear(connection.read_response(), stopping)
+                        quiet_since, pause = time.monotonic(), _FIRST_PAUSE
+                    elif time.monotonic() > quiet_since + _QUIET_SECONDS:
+                        connection.send_command("PING", check_health=False)
+                        self._hear(connection.read_response(), stopping)
+                        quiet_since = time.monotonic()
+            except store.FAILURES as error:
+                store.log.info("the subscription to %s broke: %s", self._channel, type(error).__name__)
+            finally:
+                if connection is not None:
+                    connection.disconnect()
+            with self._mutex:
+                if not stopping.is_set():
+                    self._audience.subscribed = False
+            stopping.wait(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _hear(self, message: Any, stopping: threading.Event) -> None:
+        with self._mutex:
+            if not stopping.is_set():
+                self._audience.hear(message)
+
+
+class Reader:
+    """Where one reader is, and which events are for it. It knows nothing of queues and connections.
+
+    Args:
+        since: The id of the last event that was seen; None: from now on.
+        slot_id: Only this slot's.
+        resource_id: Only this resource's.
+    """
+
+    def __init__(self, since: str | None, slot_id: str | None, resource_id: str | None) -> None:
+        self._position = None if since is None else Position.after(since)
+        self._slot_id = None if slot_id is None else arguments.slot_id(slot_id)
+        self._resource_id = None if resource_id is None else arguments.slot_id(resource_id, "resource_id")
+
+    @property
+    def from_id(self) -> str:
+        """The entry to go on from in the stream; empty for the one that is the last now."""
+        return "" if self._position is None else self._position.entry_id
+
+    def starts_at(self, entry_id: str) -> None:
+        """Where it begins, if it was not told since when."""
+        if self._position is None:
+            self._position = Position.behind(entry_id)
+
+    def take(self, batch: Batch) -> list[Event]:
+        """What is new in a batch, and wanted."""
+        entry_id, text = batch
+        milliseconds, _, sequence = entry_id.partition("-")
+        here = (int(milliseconds), int(sequence))
+        position = self._position
+        if position is not None and here < position[:2]:
+            return []
+        passed = position.passed if position is not None and here == position[:2] else 0
+        self._position = Position(*here, _ALL)
+        return [event for event in events_of(entry_id, text)[passed:] if self._wants(event)]
+
+    def _wants(self, event: Event) -> bool:
+        return self._slot_id in (None, event.slot_id) and self._resource_id in (None, event.resource_id)

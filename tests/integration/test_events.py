@@ -1,0 +1,353 @@
+"""events: what happens to slots, told once, in order, and without gaps."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+import pytest
+import redis
+
+from overbooked_lock import (
+    AsyncLockEngine,
+    EmbeddedServer,
+    Event,
+    EventsMissed,
+    InvalidArgument,
+    LockEngine,
+    NewSlot,
+    OverbookedError,
+    Slot,
+    SlotLocked,
+)
+
+MINUTE = timedelta(minutes=1)
+BLINK = timedelta(milliseconds=40)
+Make = Callable[..., NewSlot]
+PATIENCE = 10  # seconds
+
+
+async def take(events: AsyncIterator[Event], count: int) -> list[Event]:
+    async with asyncio.timeout(PATIENCE):
+        return [await anext(events) for _ in range(count)]
+
+
+def told(raw: redis.Redis, namespace: str) -> list[list[str]]:
+    """What the stream holds, as the scripts wrote it."""
+    entries = cast("list[tuple[str, dict[str, str]]]", raw.xrange(f"{namespace}:slots:events"))
+    return [line.split("\t") for _, fields in entries for line in fields["events"].split("\n")]
+
+
+def first_entry(raw: redis.Redis, namespace: str) -> str:
+    entries = cast("list[tuple[str, Any]]", raw.xrange(f"{namespace}:slots:events", count=1))
+    return entries[0][0]
+
+
+def kinds(raw: redis.Redis, namespace: str, slot_id: str = "") -> list[str]:
+    return [line[0] for line in told(raw, namespace) if slot_id in ("", line[1])]
+
+
+async def test_each_change_is_told(
+    async_lock_engine: AsyncLockEngine, new_slot: Make, redis_now: Callable[[], datetime]
+) -> None:
+    """In the order it happened, with the facts that whoever paints a calendar needs."""
+    engine = async_lock_engine
+    async with aclosing(engine.events()) as events:
+        first = asyncio.create_task(take(events, 1))
+        await asyncio.sleep(0)
+        slot = await _created_while_listening(engine, new_slot, first)
+        before = redis_now() - timedelta(milliseconds=1)
+        lock = await engine.lock(slot.id, lock_for=MINUTE)
+        longer = await engine.extend(lock, lock_for=2 * MINUTE)
+        await engine.unlock(lock)
+        again = await engine.lock(slot.id, lock_for=MINUTE)
+        booking = await engine.book(again)
+        await engine.cancel_booking(booking.id)
+        await engine.enable_booking(booking.id)
+        await engine.delete_booking(booking.id)
+        await engine.update_slot(slot.id, capacity=2)
+        await engine.delete_slot(slot.id)
+        seen = await take(events, 10)
+    assert [event.type for event in seen] == [
+        "locked", "extended", "unlocked", "locked", "booked", "cancelled", "booked", "cancelled", "slot_changed",
+        "slot_deleted",
+    ]  # fmt: skip
+    assert {event.slot_id for event in seen} == {slot.id}
+    assert {event.resource_id for event in seen} == {"court-1"}
+    assert [event.locked_until for event in seen[:3]] == [lock.locked_until, longer.locked_until, None]
+    assert [event.fencing_token for event in seen[:3]] == [lock.fencing_token] * 3
+    assert all(before <= event.at <= redis_now() for event in seen)
+    assert Event.model_validate_json(seen[0].model_dump_json()) == seen[0]
+
+
+async def _created_while_listening(engine: AsyncLockEngine, new_slot: Make, first: asyncio.Task[list[Event]]) -> Slot:
+    """Creates slots until one is heard of: only then does the reader surely listen. Returns the last."""
+    while True:
+        slot = await engine.create_slot(new_slot())
+        done, _ = await asyncio.wait([first], timeout=0.05)
+        if done:
+            return slot
+
+
+def test_what_changes_nothing_tells_nothing(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Refusals, repetitions, and unlocks of what is free."""
+    lock = engine.lock(slot.id, lock_key="mine", lock_for=MINUTE)
+    before = kinds(raw, lock_namespace)
+    engine.lock(slot.id, lock_key="mine", lock_until=lock.locked_until)
+    engine.extend(lock, lock_until=lock.locked_until)
+    engine.check(lock)
+    engine.get_slot(slot.id)
+    engine.update_slot(slot.id, capacity=slot.capacity)
+    with pytest.raises(SlotLocked):
+        engine.lock(slot.id, lock_for=MINUTE)
+    with pytest.raises(SlotLocked):
+        engine.lock_many([slot.id], lock_for=MINUTE)
+    with pytest.raises(SlotLocked):
+        engine.book(slot.id)
+    assert kinds(raw, lock_namespace) == before
+    engine.unlock(lock)
+    engine.unlock(lock)
+    assert kinds(raw, lock_namespace) == [*before, "unlocked"]
+
+
+def test_no_lock_key_is_ever_told(engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str) -> None:
+    """Everybody may listen."""
+    key = "what only the holder knows"
+    lock = engine.lock(slot.id, lock_key=key, lock_for=MINUTE)
+    engine.extend(lock, lock_for=2 * MINUTE)
+    engine.book(lock)
+    assert key not in str(told(raw, lock_namespace))
+
+
+def test_many_slots_of_a_call_are_one_entry(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """The stream costs as much as a call, and not as much as a slot."""
+    ids = [slot.id for slot in engine.create_slots([new_slot() for _ in range(20)])]
+    locks = engine.lock_many(ids, lock_for=MINUTE)
+    engine.unlock_many(locks)
+    assert raw.xlen(f"{lock_namespace}:slots:events") == 3
+    assert [line[1] for line in told(raw, lock_namespace)] == ids * 3
+
+
+def test_an_end_by_date_is_told_once_whoever_sweeps(
+    make_engine: Callable[..., LockEngine], new_slot: Make, raw: redis.Redis, lock_namespace: str,
+    await_expiry: Callable[[str], None],
+) -> None:  # fmt: skip
+    """In the order of the dates, with the lock's own token and date."""
+    engines = [make_engine(), make_engine()]
+    ids = [slot.id for slot in engines[0].create_slots([new_slot() for _ in range(3)])]
+    locks = [engines[0].lock(slot_id, lock_for=BLINK * (3 - i)) for i, slot_id in enumerate(ids)]
+    for slot_id in ids:
+        await_expiry(slot_id)
+    assert sum(engine.sweep() for engine in engines * 2) == 3
+    ends = [line for line in told(raw, lock_namespace) if line[0] == "expired"]
+    assert [line[1] for line in ends] == ids[::-1]
+    assert [int(line[4]) for line in ends] == [lock.fencing_token for lock in locks[::-1]]
+    assert engines[0].list_locks() == []
+
+
+@pytest.mark.parametrize("verb", ["lock", "book", "delete_slot"])
+def test_an_end_is_told_before_what_comes_next(
+    engine: LockEngine,
+    slot: Slot,
+    raw: redis.Redis,
+    lock_namespace: str,
+    await_expiry: Callable[[str], None],
+    verb: str,
+) -> None:
+    """Even if no sweeper came by in between; and it is not told again."""
+    engine.lock(slot.id, lock_for=BLINK)
+    await_expiry(slot.id)
+    if verb == "lock":
+        engine.lock(slot.id, lock_for=MINUTE)
+    else:
+        getattr(engine, verb)(slot.id)
+    follows = {"lock": "locked", "book": "booked", "delete_slot": "slot_deleted"}[verb]
+    assert kinds(raw, lock_namespace, slot.id) == ["slot_changed", "locked", "expired", follows]
+    assert engine.sweep() == 0
+
+
+def test_no_end_is_told_of_a_lock_that_ended_otherwise(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str, redis_now: Callable[[], datetime]
+) -> None:
+    """Unlocked, booked, deleted, or still alive because it was extended."""
+    ids = [slot.id for slot in engine.create_slots([new_slot() for _ in range(4)])]
+    locks = engine.lock_many(ids, lock_for=BLINK)
+    engine.unlock(locks[0])
+    engine.book(locks[1])
+    engine.delete_slot(ids[2])
+    engine.extend(locks[3], lock_for=MINUTE)
+    while redis_now() <= locks[0].locked_until + timedelta(milliseconds=2):
+        pass
+    assert engine.sweep() == 0
+    assert "expired" not in kinds(raw, lock_namespace)
+
+
+def test_locks_sweep_on_the_way(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str, await_expiry: Callable[[str], None]
+) -> None:
+    """Where nobody sweeps, nothing piles up, and the ends are told all the same."""
+    ids = [slot.id for slot in engine.create_slots([new_slot() for _ in range(3)])]
+    engine.lock_many(ids[:2], lock_for=BLINK)
+    for slot_id in ids[:2]:
+        await_expiry(slot_id)
+    engine.lock(ids[2], lock_for=MINUTE)
+    assert kinds(raw, lock_namespace).count("expired") == 2
+    assert raw.hkeys(f"{lock_namespace}:slots:locks") == ["", ids[2]]
+
+
+async def test_listeners_hear_of_ends_without_asking(async_lock_engine: AsyncLockEngine, slot: Slot) -> None:
+    """Who listens sweeps."""
+    lock = await async_lock_engine.lock(slot.id, lock_for=5 * BLINK)
+    async with aclosing(async_lock_engine.events(slot_id=slot.id)) as events:
+        [ended] = await take(events, 1)
+    assert (ended.type, ended.at, ended.fencing_token) == ("expired", lock.locked_until, lock.fencing_token)
+
+
+async def test_a_reader_goes_on_after_what_it_saw(
+    async_lock_engine: AsyncLockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """From any event on, in the middle of a call's events too; only what it wants."""
+    engine = async_lock_engine
+    ids = [slot.id for slot in await engine.create_slots([new_slot(resource_id=f"r{i % 2}") for i in range(4)])]
+    await engine.lock_many(ids, lock_for=MINUTE)
+    start = f"{first_entry(raw, lock_namespace)}.1"
+    async with aclosing(engine.events(since=start)) as events:
+        seen = await take(events, 6)
+    assert [event.slot_id for event in seen] == ids[2:] + ids
+    async with aclosing(engine.events(since=start, resource_id="r1")) as events:
+        assert [event.slot_id for event in await take(events, 3)] == [ids[3], ids[1], ids[3]]
+    async with aclosing(engine.events(since=start, slot_id=ids[0])) as events:
+        assert [event.type for event in await take(events, 1)] == ["locked"]
+    async with aclosing(engine.events(since=seen[3].id)) as events:
+        assert await take(events, 2) == seen[4:]
+
+
+async def test_a_reader_that_fell_behind_is_told(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """What is no longer kept may hold what it wants; so says the error, and since when."""
+    stream = f"{lock_namespace}:slots:events"
+    start = f"{first_entry(raw, lock_namespace)}.0"
+    for _ in range(3):
+        await async_lock_engine.unlock(await async_lock_engine.lock(slot.id, lock_for=MINUTE))
+    raw.xtrim(stream, maxlen=2, approximate=False)
+    with pytest.raises(EventsMissed) as missed:
+        async with aclosing(async_lock_engine.events(since=start)) as events:
+            await take(events, 1)
+    assert missed.value.since in start
+
+
+@pytest.mark.parametrize("since", ["", "yesterday", "1-2", "1-2.x", "1-2.3.4", "-1-2.3", "9" * 30 + "-0.0"])
+async def test_a_wrong_since_is_named(async_lock_engine: AsyncLockEngine, since: str) -> None:
+    """Before anything is sent."""
+    with pytest.raises(InvalidArgument, match="since"):
+        await anext(async_lock_engine.events(since=since))
+
+
+async def test_a_broken_subscription_misses_nothing(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis
+) -> None:
+    """The gap is filled from the stream."""
+    engine = async_lock_engine
+    async with aclosing(engine.events(slot_id=slot.id)) as events:
+        first = asyncio.create_task(take(events, 1))
+        while not first.done():
+            await engine.unlock(await engine.lock(slot.id, lock_for=MINUTE))
+            await asyncio.wait([first], timeout=0.02)
+        position = first.result()[0]
+        tokens = []
+        for _ in range(5):
+            raw.client_kill_filter(_type="pubsub")
+            lock = await engine.lock(slot.id, lock_for=MINUTE)
+            await engine.unlock(lock)
+            tokens.append(lock.fencing_token)
+        seen = [position]
+        while seen[-1].fencing_token != tokens[-1] or seen[-1].type != "unlocked":
+            seen += await take(events, 1)
+    assert [event.type for event in seen[1:]] == ["unlocked", "locked"] * (len(seen) // 2) + (
+        ["unlocked"] if len(seen) % 2 == 0 else []
+    ) or [event.type for event in seen] == ["locked", "unlocked"] * (len(seen) // 2)
+    assert [event.fencing_token for event in seen if event.type == "locked"][-5:] == tokens
+
+
+def test_a_sync_reader_hears_the_same(
+    lock_engine: LockEngine, slot: Slot, lock_server: EmbeddedServer, lock_namespace: str
+) -> None:
+    """An iterator in a thread."""
+    heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    with LockEngine.from_url(lock_server.url, namespace=lock_namespace) as engine:
+
+        def listen() -> None:
+            for event in engine.events(slot_id=slot.id):
+                heard.put(event)
+
+        threading.Thread(target=listen, daemon=True).start()
+        lock = lock_engine.lock(slot.id, lock_for=BLINK)
+        while heard.empty():  # until it surely listens
+            lock_engine.unlock(lock)
+            lock = lock_engine.lock(slot.id, lock_for=BLINK)
+        while (event := heard.get(timeout=PATIENCE)).type != "expired":
+            assert event.slot_id == slot.id
+        assert (event.at, event.fencing_token) == (lock.locked_until, lock.fencing_token)
+
+
+@pytest.mark.parametrize("verb", ["lock", "unlock", "book", "update_slot", "delete_slot"])
+def test_nothing_is_half_done_where_the_stream_is_wrong(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str, verb: str
+) -> None:
+    """The change is not made if it can't be told."""
+    stream = f"{lock_namespace}:slots:events"
+    lock = None if verb == "lock" else engine.lock(slot.id, lock_key="mine", lock_for=MINUTE)
+    raw.delete(stream)
+    raw.set(stream, "not ours")
+    arguments: dict[str, dict[str, Any]] = {
+        "lock": {"lock_for": MINUTE},
+        "unlock": {"lock_key": "mine"},
+        "book": {"lock_key": "mine"},
+        "update_slot": {"capacity": 5},
+    }
+    with pytest.raises(OverbookedError):
+        getattr(engine, verb)(slot.id, **arguments.get(verb, {}))
+    raw.delete(stream)
+    assert (None if lock is None else engine.check(lock)) == lock
+    now = engine.get_slot(slot.id, lock_key="mine")
+    assert (now.capacity, now.num_bookings, now.available) == (1, 0, True)
+
+
+@pytest.fixture
+def crowd(lock_server: EmbeddedServer, lock_namespace: str) -> Iterator[list[LockEngine]]:
+    """Engines that sweep at one time."""
+    engines = [LockEngine.from_url(lock_server.url, namespace=lock_namespace) for _ in range(3)]
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def test_sweepers_share_the_work(
+    crowd: list[LockEngine], new_slot: Make, raw: redis.Redis, lock_namespace: str, soak: bool
+) -> None:
+    """A wave of locks that end at once is told of whole, and each lock once."""
+    count = 20_000 if soak else 2_000
+    made = []
+    for _ in range(0, count, 500):
+        ids = [slot.id for slot in crowd[0].create_slots([new_slot() for _ in range(500)])]
+        made += crowd[0].lock_many(ids, lock_for=timedelta(milliseconds=300))
+    ended: list[str] = []
+    threads = [threading.Thread(target=lambda e=e: [e.sweep() for _ in range(400)]) for e in crowd]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    while len(ended) < count:
+        crowd[0].sweep()
+        ended = [line[1] for line in told(raw, lock_namespace) if line[0] == "expired"]
+    assert sorted(ended) == sorted(lock.slot_id for lock in made)

@@ -1,0 +1,222 @@
+"""wait: whoever waits for a slot wakes when it comes free, and does not ask in between."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import redis
+
+from overbooked_lock import (
+    AsyncLockEngine,
+    EmbeddedServer,
+    Lock,
+    LockEngine,
+    NewSlot,
+    Slot,
+    SlotLocked,
+    SlotNotFound,
+    SlotNotLockable,
+)
+
+MINUTE = timedelta(minutes=1)
+LONG = timedelta(seconds=20)
+Make = Callable[..., NewSlot]
+
+
+Listeners = Callable[[], int]
+
+
+@pytest.fixture
+def listeners(raw: redis.Redis, lock_namespace: str) -> Listeners:
+    """Counts the subscriptions to the events of this test's engines."""
+    return lambda: int(raw.pubsub_numsub(f"{lock_namespace}:slots:events")[0][1])
+
+
+def calls_of_scripts(raw: redis.Redis) -> int:
+    statistics: dict[str, Any] = raw.info("commandstats")
+    return sum(statistics.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("eval", "evalsha"))
+
+
+async def until(happened: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110 - the server has no event for it
+            await asyncio.sleep(0)
+
+
+@pytest_asyncio.fixture
+async def other(lock_server: EmbeddedServer, lock_namespace: str) -> AsyncIterator[AsyncLockEngine]:
+    """Another process' engine, as it were."""
+    async with AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("end", ["unlock", "force_unlock", "book", "expiry"])
+async def test_the_waiter_gets_what_comes_free(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, new_slot: Make, listeners: Listeners, end: str
+) -> None:
+    """Whatever ended the lock."""
+    slot = await async_lock_engine.create_slot(new_slot(capacity=2))
+    held = await other.lock(slot.id, lock_for=timedelta(milliseconds=300) if end == "expiry" else MINUTE)
+    waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG))
+    await until(lambda: listeners() == 1)
+    if end == "unlock":
+        await other.unlock(held)
+    elif end == "force_unlock":
+        await other.force_unlock(slot.id)
+    elif end == "book":
+        await other.book(held)
+    lock = await waiting
+    assert lock.fencing_token > held.fencing_token
+
+
+async def test_a_slot_that_goes_is_not_waited_for(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, new_slot: Make, listeners: Listeners
+) -> None:
+    """Nor one that was disabled: each waiter learns it at once."""
+    gone, disabled = [slot.id for slot in await other.create_slots([new_slot(), new_slot()])]
+    await other.lock_many([gone, disabled], lock_for=MINUTE)
+    waiting = [
+        asyncio.create_task(async_lock_engine.lock(slot_id, lock_for=MINUTE, wait=LONG)) for slot_id in (gone, disabled)
+    ]
+    await until(lambda: listeners() == 1)
+    await other.delete_slot(gone)
+    await other.disable_slot(disabled)
+    with pytest.raises(SlotNotFound):
+        await waiting[0]
+    with pytest.raises(SlotNotLockable):
+        await waiting[1]
+
+
+def test_waiting_ends_at_the_deadline(engine: LockEngine, slot: Slot, raw: redis.Redis) -> None:
+    """With the same error as without waiting; and nobody listens any more."""
+    lock = engine.lock(slot.id, lock_for=MINUTE)
+    with pytest.raises(SlotLocked) as refused:
+        engine.lock(slot.id, lock_for=MINUTE, wait=timedelta(milliseconds=80))
+    assert refused.value.locked_until == lock.locked_until
+    with pytest.raises(SlotLocked):
+        engine.lock_many([slot.id], lock_for=MINUTE, wait=timedelta(0))
+
+
+async def test_nobody_polls_while_waiting(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, new_slot: Make, raw: redis.Redis, listeners: Listeners
+) -> None:
+    """Many waiters share one subscription and ask nothing; what is asked is the sweeper's, a few times a second."""
+    ids = [slot.id for slot in await other.create_slots([new_slot() for _ in range(100)])]
+    held = await other.lock_many(ids, lock_for=MINUTE)
+    waiting = [asyncio.create_task(async_lock_engine.lock(id_, lock_for=MINUTE, wait=LONG)) for id_ in ids]
+    await until(lambda: listeners() == 1)
+    done, _ = await asyncio.wait(waiting, timeout=0.3)  # until the second round of tries is over
+    asked = calls_of_scripts(raw)
+    done, _ = await asyncio.wait(waiting, timeout=0.5)
+    assert not done
+    assert calls_of_scripts(raw) - asked <= 10
+    assert listeners() == 1
+    await other.unlock_many(held)
+    locks = await asyncio.gather(*waiting)
+    assert sorted(lock.slot_id for lock in locks) == sorted(ids)
+    await async_lock_engine.close()
+    await until(lambda: listeners() == 0)
+
+
+async def test_waiters_of_one_slot_all_get_it(async_lock_engine: AsyncLockEngine, slot: Slot) -> None:
+    """One after the other."""
+    active = 0
+
+    async def use() -> int:
+        nonlocal active
+        lock = await async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG)
+        active += 1
+        assert active == 1
+        await asyncio.sleep(0)
+        active -= 1
+        await async_lock_engine.unlock(lock)
+        return lock.fencing_token
+
+    tokens = await asyncio.gather(*(use() for _ in range(40)))
+    assert len(set(tokens)) == 40
+
+
+async def test_a_cancelled_waiter_leaves_nothing_behind(
+    async_lock_engine: AsyncLockEngine, slot: Slot, listeners: Listeners
+) -> None:
+    """No subscription, no lock."""
+    lock = await async_lock_engine.lock(slot.id, lock_for=MINUTE)
+    waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG))
+    await until(lambda: listeners() == 1)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await until(lambda: listeners() == 0)
+    await async_lock_engine.unlock(lock)
+    assert (await async_lock_engine.lock(slot.id, lock_for=MINUTE)).slot_id == slot.id
+
+
+async def test_a_broken_subscription_costs_no_wake_up(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, slot: Slot, raw: redis.Redis, listeners: Listeners
+) -> None:
+    """What came free while nobody listened is found when the connection is there again."""
+    held = await other.lock(slot.id, lock_for=MINUTE)
+    waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG))
+    await until(lambda: listeners() == 1)
+    raw.client_kill_filter(_type="pubsub")
+    await other.unlock(held)
+    assert (await waiting).fencing_token > held.fencing_token
+
+
+async def test_a_row_waits_for_the_slot_in_the_way(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, new_slot: Make, listeners: Listeners
+) -> None:
+    """One after the other, if several are."""
+    ids = [slot.id for slot in await other.create_slots([new_slot() for _ in range(4)])]
+    held = await other.lock_many(ids[1:3], lock_for=MINUTE)
+    waiting = asyncio.create_task(async_lock_engine.lock_many(ids, lock_for=MINUTE, wait=LONG))
+    await until(lambda: listeners() == 1)
+    for lock in held:
+        await other.unlock(lock)
+    assert [lock.slot_id for lock in await waiting] == ids
+
+
+def test_no_wake_up_is_lost(
+    lock_engine: LockEngine, slot: Slot, lock_server: EmbeddedServer, lock_namespace: str, soak: bool
+) -> None:
+    """Two that hand a slot to each other, round after round: a lost wake-up would last as long as the lock."""
+    rounds = 1000 if soak else 150
+
+    def hand_over(engine: LockEngine) -> list[Lock]:
+        locks = []
+        for _ in range(rounds):
+            lock = engine.lock(slot.id, lock_for=timedelta(minutes=10), wait=LONG)
+            locks.append(lock)
+            engine.unlock(lock)
+        return locks
+
+    with LockEngine.from_url(lock_server.url, namespace=lock_namespace) as rival, ThreadPoolExecutor() as pool:
+        locks = [lock for done in pool.map(hand_over, (lock_engine, rival)) for lock in done]
+    assert len({lock.fencing_token for lock in locks}) == 2 * rounds
+
+
+def test_closing_an_engine_ends_its_waiters(lock_engine: LockEngine, slot: Slot, listeners: Listeners) -> None:
+    """They learn that they did not get it."""
+    lock_engine.lock(slot.id, lock_for=MINUTE)
+    outcome: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG)
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            outcome.append(error)
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    while not listeners():
+        pass
+    lock_engine.close()
+    waiting.join(10)
+    assert "closed" in str(outcome)
