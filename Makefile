@@ -1,11 +1,11 @@
-# `make run` shows what the engine is for, `make test` proves it. Both set up what they need.
+# `make run` serves it, `make demo` shows what it is for, `make test` proves it. Both set up what they need.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test soak check test-servers test-pythons bench-quick build clean
+.PHONY: help setup run demo test soak check test-servers test-pythons bench-quick bench-http build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -18,7 +18,12 @@ $(READY): pyproject.toml constraints.txt
 
 setup: $(READY) ## Make the virtual environment
 
-run: $(READY) ## Run the demo: a race for slots on the embedded server
+PORT ?= 8080
+
+run: $(READY) ## Serve the HTTP API on the embedded server, with a day of slots to try it on (PORT=8080)
+	@$(BIN)/overbooked-lock serve --port $(PORT) --sample-day
+
+demo: $(READY) ## Run the demo: a race for slots, and a crash
 	@$(BIN)/overbooked-lock demo
 
 test: $(READY) ## Run the tests (under 5 minutes)
@@ -53,6 +58,9 @@ test-pythons: ## Run the tests on each Python from 3.11 to 3.13 that is here
 
 bench-quick: $(READY) ## Compare with redis-py's own Lock, in under a minute
 	$(BIN)/python -m benchmarks.quick
+
+bench-http: $(READY) ## Locks over HTTP, against an app that one would write without us
+	$(BIN)/python -m benchmarks.http
 
 build: $(READY) ## Build the wheel and the sdist
 	$(BIN)/python -m build --no-isolation

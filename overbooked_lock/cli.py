@@ -473,6 +473,10 @@ def _serve(
         typer.Option(metavar="N", min=0, max=1000, help="Live locks of a public key and address; 0: any number."),
     ] = 20,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How to log, on stderr.")] = "text",
+    sample_day: Annotated[
+        bool,
+        typer.Option("--sample-day", help="Open slots for tomorrow, make a pair of API keys, print what to try."),
+    ] = False,
     url: Url = None,
     namespace: Namespace = "",
 ) -> int:
@@ -494,6 +498,7 @@ def _serve(
             allow_plain_http=allow_plain_http,
             workers=workers,
             log_format=log_format,
+            sample_day=sample_day,
             app={
                 "strict": strict,
                 "origins": origins or ("*",),

@@ -28,7 +28,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
-from overbooked_lock import AsyncLockEngine, EmbeddedServer
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, sample
 from overbooked_lock.errors import InvalidArgument, OverbookedError
 from overbooked_lock.http.app import Application, create_app
 from overbooked_lock.http.envelopes import failure
@@ -59,6 +59,7 @@ class Settings:
         allow_plain_http: Speak it to others, too: behind a proxy that has the certificate.
         workers: How many processes share the port and the store.
         log_format: ``"text"`` for people, ``"json"`` for programs.
+        sample_day: Open a day of slots to try it on, and print what to try.
         app: What ``create_app`` takes.
     """
 
@@ -72,6 +73,7 @@ class Settings:
     allow_plain_http: bool = False
     workers: int = 1
     log_format: LogFormat = "text"
+    sample_day: bool = False
     app: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -110,7 +112,11 @@ def serve(settings: Settings) -> None:
         if settings.workers > 1:
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(tempfile.TemporaryDirectory())
         # Whoever connects from here on waits in the backlog until a worker comes.
-        print(f"overbooked-lock listens on {scheme}://{_bracketed(host)}:{port}", flush=True)  # noqa: T201
+        address = f"{scheme}://{_bracketed(host)}:{port}"
+        print(f"overbooked-lock listens on {address}", flush=True)  # noqa: T201
+        if settings.sample_day:
+            with _sync_engine(settings) as engine:
+                print(sample.open_day(engine, address), flush=True)  # noqa: T201
         if settings.workers > 1:
             Multiprocess(config, sockets=[listener]).run()
         else:
@@ -155,6 +161,12 @@ async def _try_out(settings: Settings) -> None:
     """What a worker would fail at, and be started again and again, fails here."""
     async with _engine(settings) as engine:
         create_app(engine, **settings.app)
+
+
+def _sync_engine(settings: Settings) -> LockEngine:
+    if settings.url is None:
+        return LockEngine.embedded(settings.folder, namespace=settings.namespace)
+    return LockEngine.from_url(settings.url, namespace=settings.namespace)
 
 
 def _is_loopback(host: str) -> bool:
