@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import redis
 import uvloop
@@ -50,9 +51,12 @@ class Caller(asyncio.Protocol):
         self.seconds: list[float] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast("asyncio.Transport", transport)
         self.send()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(error or ConnectionResetError("the server closed the connection"))
 
     def send(self) -> None:
         self.sent_at = time.perf_counter()
@@ -155,7 +159,7 @@ def reference(url: str) -> Iterator[Side]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "benchmarks.reference_app:app", "--port", str(port)]
-    command += ["--loop", "uvloop", "--http", "httptools", "--no-access-log", "--log-level", "warning"]
+    command += ["--loop", "uvloop", "--http", "httptools"]  # and its access log: ours writes one, too
     with process(command, REDIS_URL=url):
         deadline = time.monotonic() + 20
         while True:
@@ -203,7 +207,7 @@ def compare(seconds: float, rounds: int, fsync: str) -> tuple[list[Figures], flo
             for side in sides
         ]
         ratio = statistics.median(a[0] / b[0] for a, b in zip(found[sides[0]], found[sides[1]], strict=True))
-        return figures, ratio, str(admin.info()["redis_version"])
+        return figures, ratio, f"valkey {store.version}"
 
 
 def main() -> None:

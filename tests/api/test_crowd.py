@@ -252,7 +252,7 @@ def _kill_both_under_load(
                 while count:
                     count -= await successes.get() > now
 
-        async def disaster() -> tuple[EmbeddedServer, subprocess.Popen[str]]:
+        async def disaster() -> tuple[EmbeddedServer, subprocess.Popen[bytes]]:
             await succeed(100)
             # The store dies and comes back; the server finds it again by itself.
             os.kill(store.pid, signal.SIGKILL)
@@ -268,7 +268,7 @@ def _kill_both_under_load(
             await succeed(100)
             return revived, again
 
-        async def work() -> tuple[EmbeddedServer, subprocess.Popen[str]]:
+        async def work() -> tuple[EmbeddedServer, subprocess.Popen[bytes]]:
             limits = httpx.Limits(max_connections=50, max_keepalive_connections=50)
             async with AsyncOverbooked(base_url=server.url, secret_key=key, timeout=30.0, limits=limits) as api:
                 clients = [asyncio.create_task(client(api, random.Random(number))) for number in range(50)]
