@@ -131,9 +131,9 @@ class Figures:
 
 
 @contextlib.contextmanager
-def process(command: list[str], **environment: str) -> Iterator[subprocess.Popen[str]]:
+def process(command: list[str], stdout: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
     server = subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        command, cwd=ROOT, env=os.environ | environment, stdout=stdout, stderr=subprocess.DEVNULL, text=True
     )
     try:
         yield server
@@ -146,7 +146,7 @@ def process(command: list[str], **environment: str) -> Iterator[subprocess.Popen
 def ours(url: str, key: str) -> Iterator[Side]:
     program = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
     command = [program, "serve", "--url", url, "--port", "0"]
-    with process(command) as server:
+    with process(command, subprocess.PIPE) as server:
         assert server.stdout is not None
         listening = re.search(r":(\d+)\s*$", server.stdout.readline())
         assert listening is not None
@@ -160,7 +160,7 @@ def reference(url: str) -> Iterator[Side]:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "uvicorn", "benchmarks.reference_app:app", "--port", str(port)]
     command += ["--loop", "uvloop", "--http", "httptools"]  # and its access log: ours writes one, too
-    with process(command, REDIS_URL=url):
+    with process(command, subprocess.DEVNULL, REDIS_URL=url):
         deadline = time.monotonic() + 20
         while True:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
