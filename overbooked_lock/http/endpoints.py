@@ -144,7 +144,7 @@ async def lock_slot(call: Call, body: inputs.LockBody) -> Answer:
     lock = await call.engine.lock(
         call.request.item_id, lock_key=body.lock_key, lock_until=body.lock_until, quota=call.quota
     )
-    return Answer(lock.slot, headers=((b"x-fencing-token", b"%d" % lock.fencing_token),))
+    return Answer(lock.slot_json, headers=((b"x-fencing-token", b"%d" % lock.fencing_token),))
 
 
 async def unlock_slot(call: Call, body: inputs.UnlockBody) -> Answer:
@@ -156,9 +156,10 @@ async def unlock_slot(call: Call, body: inputs.UnlockBody) -> Answer:
         raise InvalidArgument("lock_key", "must be given")
     else:
         unlocked = await call.engine.unlock(slot_id, lock_key=body.lock_key)
-    if unlocked.slot is None:
+    payload = unlocked.slot_json
+    if payload is None:
         raise SlotNotFound(slot_id)
-    return Answer(unlocked.slot)
+    return Answer(payload)
 
 
 async def delete_slot(call: Call, _: None) -> Answer:

@@ -76,9 +76,9 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a handler has to say: ``data`` and what goes beside it."""
+    """What a handler has to say: ``data``, a text where it is JSON already, and what goes beside it."""
 
-    data: BaseModel | Sequence[BaseModel] | None
+    data: BaseModel | Sequence[BaseModel] | str | None
     meta: Mapping[str, Any] = field(default_factory=dict)
     headers: Headers = ()
 
@@ -86,6 +86,8 @@ class Answer:
         """The envelope. Each payload is written as JSON once, by pydantic."""
         if self.data is None:
             data = "{}"
+        elif isinstance(self.data, str):
+            data = self.data
         elif isinstance(self.data, BaseModel):
             data = self.data.model_dump_json()
         else:

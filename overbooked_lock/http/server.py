@@ -20,9 +20,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -32,7 +32,6 @@ from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, sample
 from overbooked_lock.errors import InvalidArgument, OverbookedError
 from overbooked_lock.http.app import Application, create_app
 from overbooked_lock.http.envelopes import failure
-from overbooked_lock.models import utc_date
 
 LogFormat = Literal["text", "json"]
 
@@ -239,7 +238,9 @@ class _Protocol(HttpToolsProtocol):
 
 def log_to_stderr(form: LogFormat) -> None:
     """Sends our log and what uvicorn warns of to stderr."""
-    handler = logging.StreamHandler(sys.stderr)
+    # What no line shows need not be found out for each.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    handler = _Gathered(sys.stderr)
     handler.setFormatter(_Lines() if form == "text" else _Json())
     for name, level in (("overbooked_lock", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
@@ -248,8 +249,42 @@ def log_to_stderr(form: LogFormat) -> None:
         logger.propagate = False
 
 
+class _Gathered(logging.StreamHandler[TextIO]):
+    """Writes what is logged within a moment at once: a write costs more than its lines. Warnings do not wait."""
+
+    MOMENT = 0.02  # seconds
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._gathered: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._gathered.append(self.format(record))
+        if record.levelno > logging.INFO:
+            self.flush()
+        elif self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(self.MOMENT, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def flush(self) -> None:
+        with self.lock or contextlib.nullcontext():
+            lines, self._gathered, self._timer = self._gathered, [], None
+            if lines:
+                self.stream.write("\n".join(lines) + "\n")
+            super().flush()
+
+
 def _time(record: logging.LogRecord) -> str:
-    return utc_date(datetime.fromtimestamp(record.created, UTC))
+    second, fraction = divmod(record.created, 1)
+    return f"{_second(int(second))}.{int(fraction * 1000):03}Z"
+
+
+@lru_cache(maxsize=2)
+def _second(timestamp: int) -> str:
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 class _Lines(logging.Formatter):

@@ -6,11 +6,15 @@ import dataclasses
 import json
 import pickle
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pydantic
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked
+from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked, arguments
+from overbooked_lock.models import given_date, slot_json
 
 # The answer of the published page "Lock a Slot", its data to the letter.
 PAYLOAD = """{
@@ -108,3 +112,44 @@ def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
     """Locks alone: there is nothing to show."""
     assert dataclasses.replace(LOCK, _record=None).slot is None
     assert Unlocked("s", released=True).slot is None
+
+
+@given(
+    slot_id=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20),
+    resource_id=st.text(st.characters(exclude_categories=["Cc", "Cs"]), min_size=1, max_size=20),
+    metadata=st.dictionaries(st.text(max_size=5), st.none() | st.booleans() | st.integers() | st.text(max_size=5)),
+    start=st.datetimes(timezones=st.timezones()).filter(lambda date: 1970 < date.year < 9990),
+    until_ms=st.just(0) | st.integers(1_600_000_000_000, 253_402_300_799_999),
+    numbers=st.tuples(*[st.integers(0, 10**9)] * 3),
+    flags=st.sampled_from(["1LA", "1LD", "1NA", "1ND"]),
+    available=st.booleans(),
+)
+def test_the_text_of_a_payload_is_its_models(
+    slot_id: str,
+    resource_id: str,
+    metadata: dict[str, Any],
+    start: datetime,
+    until_ms: int,
+    numbers: tuple[int, int, int],
+    flags: str,
+    available: bool,
+) -> None:
+    """Letter for letter, so that a server may send the one and a library read the other."""
+    capacity, active, cancelled = numbers
+    start_date, end_date = given_date(start), given_date(start + timedelta(hours=1))
+    record = (
+        f"{flags} {capacity} {active} {cancelled} 1600000000123 1600000000456 0 1\n{start_date}\n{end_date}\n"
+        f"{resource_id}\n{arguments.metadata(metadata)}"
+    ).encode()
+    model = Slot.from_record(slot_id, record, until_ms, available=available)
+    assert json.loads(slot_json(slot_id, record, until_ms, available=available)) == json.loads(model.model_dump_json())
+    if not metadata:
+        assert slot_json(slot_id, record, until_ms, available=available) == model.model_dump_json()
+
+
+@pytest.mark.parametrize("metadata", ["", "{", "{}x", "junk", '{"a":1'])
+def test_a_text_that_would_be_no_json_is_told(metadata: str) -> None:
+    """Whatever stands in the record."""
+    record = f"1LA 1 0 0 1 1 0 1\n2030-01-01T00:00:00Z\n2030-01-01T01:00:00Z\nr\n{metadata}".encode()
+    with pytest.raises(StoreCorrupt):
+        slot_json("s", record, 0, available=True)
