@@ -34,7 +34,7 @@ def given_date(date: datetime) -> str:
     """A date with the offset it was given with: ``2020-10-21T22:30:00+02:00``."""
     if not date.utcoffset():
         return utc_date(date)
-    return date.isoformat(timespec="milliseconds" if date.microsecond else "seconds")
+    return date.isoformat(timespec="milliseconds" if date.microsecond >= 1000 else "seconds")
 
 
 _BOOLEAN = ("false", "true")
