@@ -7,13 +7,17 @@
 -- Tags: kept, missed
 local from_id, count = ARGV[1], ARGV[2]
 -- include: clock
+-- include: events
 
 if from_id == '' then
   local last = redis.call('XREVRANGE', KEYS[3], '+', '-', 'COUNT', 1)
   return {now_us, 'kept', last[1] and last[1][1] or '0-0', ''}
 end
 local entries = redis.call('XRANGE', KEYS[3], from_id, '+', 'COUNT', count)
-local kept = from_id == '0-0' or entries[1] and entries[1][1] == from_id
+local kept = entries[1] and entries[1][1] == from_id
+if from_id == '0-0' then -- the beginning, which is there as long as nothing was ever dropped
+  kept = redis.call('XLEN', KEYS[3]) < EVENTS_KEPT
+end
 local reply = {now_us, kept and 'kept' or 'missed'}
 for _, entry in ipairs(entries) do
   reply[#reply + 1] = entry[1]

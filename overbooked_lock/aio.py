@@ -76,6 +76,7 @@ class AsyncLockEngine:
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._server: EmbeddedServer | None = None
+        self._closed = False
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -348,24 +349,39 @@ class AsyncLockEngine:
     async def events(
         self, *, since: str | None = None, slot_id: str | None = None, resource_id: str | None = None
     ) -> AsyncGenerator[Event]:
-        """What happens to slots, as it happens and in order; an endless iterator."""
+        """What happens to slots, as it happens and in order: an iterator that ends when the engine is closed."""
         reader = Reader(since, slot_id, resource_id)
+        async with contextlib.aclosing(self._follow(reader)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def _follow(self, reader: Reader) -> AsyncGenerator[list[Event]]:
+        """What a reader is to get, as it comes; first, with nothing in it perhaps, where it surely listens.
+
+        Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
+        """
+        if self._closed:
+            raise StoreUnavailable("not_applied", "this engine is closed")
         with self._listener.reading() as batches:
             while True:
                 batch = await batches.get()
+                if self._closed:
+                    return
                 if batch is not None:
-                    for event in reader.take(batch):
-                        yield event
+                    if events := reader.take(batch):
+                        yield events
                     continue
                 more = True
                 while more:
                     try:
                         found, more = await self._do(self._operations.catch_up(reader))
                     except StoreUnavailable:
+                        if self._closed:
+                            return
                         await asyncio.sleep(SWEEP_EVERY_SECONDS)
                         continue
-                    for event in found:
-                        yield event
+                    yield found
 
     async def sweep(self) -> int:
         """Tells of locks that ended by their date and were not told of yet; returns how many."""
@@ -388,6 +404,7 @@ class AsyncLockEngine:
         for task in self._background:
             task.cancel()
         await asyncio.gather(*self._background, return_exceptions=True)
+        self._closed = True
         await self._listener.close()
         await self._coalescer.close()
         if self._server is not None:

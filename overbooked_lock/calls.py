@@ -302,7 +302,7 @@ def read_events(settings: Settings, requests: Sequence[tuple[str, int]]) -> Call
     """Takes one (from_id, count); the outcome is (whether from_id is still kept, entries)."""
 
     def parse(reply: Reply, _: float) -> list[tuple[bool, list[tuple[str, str]]]]:
-        entries = [(entry_id.decode(), text.decode()) for entry_id, text in _rows(reply, 2, width=2)]
+        entries = [(entry_id.decode(), text.decode(errors="replace")) for entry_id, text in _rows(reply, 2, width=2)]
         return [(reply[1] == b"kept", entries)]
 
     return Call(scripts.READ_EVENTS, settings.keys.of_locks(()), requests[0], parse)

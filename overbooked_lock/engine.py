@@ -536,7 +536,7 @@ class LockEngine:
     def events(
         self, *, since: str | None = None, slot_id: str | None = None, resource_id: str | None = None
     ) -> Generator[Event]:
-        """What happens to slots, as it happens and in order; an endless iterator.
+        """What happens to slots, as it happens and in order: an iterator that ends when the engine is closed.
 
         While somebody iterates, the engine listens on one more connection, and sweeps: it looks for locks that ended
         by their date, so that their ``expired`` comes in time. After a break of the connection nothing is missing.
@@ -551,20 +551,35 @@ class LockEngine:
             EventsMissed: What came after ``since``, or after a long break, is no longer kept.
         """
         reader = Reader(since, slot_id, resource_id)
+        with contextlib.closing(self._follow(reader)) as batches:
+            for batch in batches:
+                yield from batch
+
+    def _follow(self, reader: Reader) -> Generator[list[Event]]:
+        """What a reader is to get, as it comes; first, with nothing in it perhaps, where it surely listens.
+
+        Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
+        """
+        if self._closing.is_set():
+            raise StoreUnavailable("not_applied", "this engine is closed")
         with self._listener.reading() as batches:
             while True:
                 batch = batches.get()
+                if self._closing.is_set():
+                    return
                 if batch is not None:
-                    yield from reader.take(batch)
+                    if events := reader.take(batch):
+                        yield events
                     continue
                 more = True
                 while more:
                     try:
                         found, more = self._do(self._operations.catch_up(reader))
                     except StoreUnavailable:
-                        self._closing.wait(SWEEP_EVERY_SECONDS)
+                        if self._closing.wait(SWEEP_EVERY_SECONDS):
+                            return
                         continue
-                    yield from found
+                    yield found
 
     def sweep(self) -> int:
         """Tells of locks that ended by their date and were not told of yet; returns how many.

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
+import re
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import redis
@@ -33,7 +37,7 @@ _QUIET_SECONDS = 10.0
 _GLANCE_SECONDS = 0.1  # how soon a thread notices that it is no longer needed
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _MOST_BEHIND = 1000
-_ALL = 1 << 30
+_ALL = 1_000_000  # more events than an entry ever has
 
 
 class Event(BaseModel):
@@ -77,6 +81,11 @@ class Position(NamedTuple):
     def entry_id(self) -> str:
         return f"{self.milliseconds}-{self.sequence}"
 
+    @property
+    def event_id(self) -> str:
+        """Like the id of the last event before it, whether or not there is one: to go on after."""
+        return f"{self.entry_id}.{self.passed - 1}"
+
     @classmethod
     def after(cls, event_id: str) -> Position:
         """Raises InvalidArgument."""
@@ -93,12 +102,13 @@ class Position(NamedTuple):
 
 
 def events_of(entry_id: str, text: str) -> list[Event]:
-    """The events of an entry of the stream, or of a message."""
+    """The events of an entry of the stream, or of a message. Raises ValueError if that is none of ours."""
     at_ms = int(entry_id.partition("-")[0])
     events = []
     kind: EventType
     for number, line in enumerate(text.split("\n")):
-        kind, slot_id, resource_id, until_ms, token = line.split("\t")  # type: ignore[assignment]  # what the scripts write
+        # What a later version adds stands at the right.
+        kind, slot_id, resource_id, until_ms, token = line.split("\t")[:5]  # type: ignore[assignment]  # what the scripts write
         until = _date(until_ms)
         events.append(
             Event.model_construct(
@@ -118,9 +128,23 @@ def _date(ms: str) -> datetime | None:
     return arguments.from_milliseconds(int(ms)) if ms != "0" else None
 
 
-Batch = tuple[str, str]
-"""An entry of the stream: its id, and its text."""
+@dataclass
+class Batch:
+    """An entry of the stream: its id, and its text. All readers of an engine share it, so it is parsed once."""
 
+    entry_id: str
+    text: str
+
+    @cached_property
+    def events(self) -> list[Event]:
+        """Its events; none if somebody else wrote it."""
+        try:
+            return events_of(self.entry_id, self.text)
+        except ValueError:
+            return []
+
+
+_is_entry_id = re.compile(r"\d+-\d+", re.ASCII).fullmatch
 
 _FREES = ("unlocked", "expired", "booked", "slot_changed", "slot_deleted")
 """After these a slot may be free that was locked."""
@@ -150,6 +174,7 @@ class _Audience:
     """Who listens, and how batches reach them.
 
     A reader that falls far behind gets None: it goes on from the stream. Wherever there may be a gap, all waiters wake.
+    Whoever iterates here may be interrupted by a reader that the garbage collector closes: hence the copies.
     """
 
     def __init__(self) -> None:
@@ -177,32 +202,34 @@ class _Audience:
         if not waiters:
             self._waiters.pop(waiter.slot_id, None)
 
-    def wake_all(self) -> None:
-        for waiters in self._waiters.values():
-            for waiter in waiters:
-                waiter.bell.set()
-
     def hear(self, message: Any) -> None:
         """Takes a message of the subscription's connection."""
         if message[0] == b"subscribe":
             self.subscribed = True
-            self._give(None)
-            self.wake_all()
-        elif message[0] == b"message" and message[2]:  # an empty one only asks whether it may be sent
-            entry_id, _, text = message[2].decode().partition("\n")
-            self._give((entry_id, text))
-            if self._waiters:
-                self._wake(text)
+            self.go_on_from_stream()
+        elif message[0] == b"message":
+            entry_id, _, text = message[2].decode(errors="replace").partition("\n")
+            if _is_entry_id(entry_id):  # else it only asks whether it may be sent, or is somebody else's
+                self._give(Batch(entry_id, text))
+                if self._waiters:
+                    self._wake(text)
+
+    def go_on_from_stream(self) -> None:
+        """Tells all that something may be missing from here on."""
+        self._give(None)
+        for waiters in tuple(self._waiters.values()):
+            for waiter in tuple(waiters):
+                waiter.bell.set()
 
     def _wake(self, text: str) -> None:
         for line in text.split("\n"):
-            kind, slot_id, _ = line.split("\t", 2)
+            kind, _, rest = line.partition("\t")
             if kind in _FREES:
-                for waiter in self._waiters.get(slot_id, ()):
+                for waiter in tuple(self._waiters.get(rest.partition("\t")[0], ())):
                     waiter.bell.set()
 
     def _give(self, batch: Batch | None) -> None:
-        for reader in self._queues:
+        for reader in tuple(self._queues):
             if reader.qsize() < _MOST_BEHIND:
                 reader.put_nowait(batch)
             elif reader.qsize() == _MOST_BEHIND:
@@ -251,10 +278,10 @@ class AsyncListener:
             self._stop()
 
     async def close(self) -> None:
-        """Ends the subscription, and wakes who waits."""
+        """Ends the subscription, and wakes who reads and who waits."""
         task = self._task
         self._stop()
-        self._audience.wake_all()
+        self._audience.go_on_from_stream()
         if task is not None:
             await asyncio.wait([task])
 
@@ -266,9 +293,10 @@ class AsyncListener:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._listen())
-            tasks.create_task(self._keep_sweeping())
+            tasks.create_task(self.keep_sweeping())
 
-    async def _keep_sweeping(self) -> None:
+    async def keep_sweeping(self) -> None:
+        """Sweeps until it is cancelled."""
         while True:  # noqa: ASYNC110 - there is no event for a date
             await asyncio.sleep(await self._sweep())
 
@@ -309,13 +337,24 @@ class Listener:
 
     def __init__(self, pool: redis.ConnectionPool, channel: str, timeout: float, sweep: Callable[[], float]) -> None:
         self._pool, self._channel, self._timeout, self._sweep = pool, channel, timeout, sweep
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pid = os.getpid()
         self._audience = _Audience()
-        self._mutex = threading.Lock()
+        # The garbage collector may close a reader in the thread that is just giving out a batch.
+        self._mutex = threading.RLock()
         self._stopping: threading.Event | None = None
+
+    def _own(self) -> None:
+        """A forked child has neither its parent's threads nor those who listened there."""
+        if self._pid != os.getpid():
+            self._reset()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[queue.SimpleQueue[Batch | None]]:
         """A queue of what comes from now on. None, which is the first, stands for: go on from the stream."""
+        self._own()
         mine: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         with self._mutex:
             self._audience.add(mine)
@@ -329,6 +368,7 @@ class Listener:
 
     def waiter(self, slot_id: str) -> Waiter[threading.Event]:
         """Somebody who waits for a slot from now on, until it is closed."""
+        self._own()
         waiter = Waiter(slot_id, threading.Event(), self._forget)
         with self._mutex:
             self._audience.add_waiter(waiter)
@@ -336,10 +376,11 @@ class Listener:
         return waiter
 
     def close(self) -> None:
-        """Ends the subscription, and wakes who waits."""
+        """Ends the subscription, and wakes who reads and who waits."""
+        self._own()
         with self._mutex:
             self._stop()
-            self._audience.wake_all()
+            self._audience.go_on_from_stream()
 
     def _forget(self, waiter: Waiter[threading.Event]) -> None:
         with self._mutex:
@@ -420,6 +461,11 @@ class Reader:
         """The entry to go on from in the stream; empty for the one that is the last now."""
         return "" if self._position is None else self._position.entry_id
 
+    @property
+    def event_id(self) -> str:
+        """What to give as ``since`` to go on where it is; empty before it began."""
+        return "" if self._position is None else self._position.event_id
+
     def starts_at(self, entry_id: str) -> None:
         """Where it begins, if it was not told since when."""
         if self._position is None:
@@ -427,15 +473,14 @@ class Reader:
 
     def take(self, batch: Batch) -> list[Event]:
         """What is new in a batch, and wanted."""
-        entry_id, text = batch
-        milliseconds, _, sequence = entry_id.partition("-")
+        milliseconds, _, sequence = batch.entry_id.partition("-")
         here = (int(milliseconds), int(sequence))
         position = self._position
         if position is not None and here < position[:2]:
             return []
         passed = position.passed if position is not None and here == position[:2] else 0
         self._position = Position(*here, _ALL)
-        return [event for event in events_of(entry_id, text)[passed:] if self._wants(event)]
+        return [event for event in batch.events[passed:] if self._wants(event)]
 
     def _wants(self, event: Event) -> bool:
         return self._slot_id in (None, event.slot_id) and self._resource_id in (None, event.resource_id)

@@ -21,7 +21,7 @@ from overbooked_lock.errors import (
     SlotNotFound,
     StoreUnavailable,
 )
-from overbooked_lock.events import Event, Reader, Waiter
+from overbooked_lock.events import Batch, Event, Reader, Waiter
 from overbooked_lock.models import (
     ApiKey,
     ApiKeyInfo,
@@ -289,7 +289,9 @@ class Operations:
         if not reader.from_id:
             reader.starts_at(entries[0][0])
             return CaughtUp([], more=False)
-        return CaughtUp([event for entry in entries for event in reader.take(entry)], more=len(entries) == CHUNK)
+        return CaughtUp(
+            [event for entry in entries for event in reader.take(Batch(*entry))], more=len(entries) == CHUNK
+        )
 
     # Slots
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, closing
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -24,6 +26,7 @@ from overbooked_lock import (
     OverbookedError,
     Slot,
     SlotLocked,
+    StoreUnavailable,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -351,3 +354,153 @@ def test_sweepers_share_the_work(
         crowd[0].sweep()
         ended = [line[1] for line in told(raw, lock_namespace) if line[0] == "expired"]
     assert sorted(ended) == sorted(lock.slot_id for lock in made)
+
+
+# What a reader lives through
+
+
+def test_a_closed_engine_ends_its_readers(
+    lock_engine: LockEngine, slot: Slot, lock_server: EmbeddedServer, lock_namespace: str
+) -> None:
+    """An iterator in another thread ends too; a new one says why it can't begin. No thread stays behind."""
+    heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    before = set(threading.enumerate())
+    engine = LockEngine.from_url(lock_server.url, namespace=lock_namespace)
+
+    def listen() -> None:
+        for event in engine.events():
+            heard.put(event)
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    while heard.empty():  # until it surely listens
+        lock_engine.unlock(lock_engine.lock(slot.id, lock_for=MINUTE))
+    engine.close()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    for left in set(threading.enumerate()) - before:
+        left.join(PATIENCE)
+        assert not left.is_alive()
+    with pytest.raises(StoreUnavailable, match="closed"):
+        next(engine.events())
+
+
+async def test_a_closed_async_engine_ends_its_readers(lock_server: EmbeddedServer, lock_namespace: str) -> None:
+    """Whether or not they have heard of anything yet."""
+    engine = AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace)
+    reading = [asyncio.create_task(_all(engine)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await engine.close()
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.gather(*reading) == [[], []]
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await anext(engine.events())
+
+
+async def _all(engine: AsyncLockEngine) -> list[Event]:
+    return [event async for event in engine.events()]
+
+
+async def test_a_stranger_on_the_channel_is_no_harm(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """What is no text of ours is passed over, in the stream as well; what a later version adds is not seen."""
+    channel = f"{lock_namespace}:slots:events"
+    start = f"{first_entry(raw, lock_namespace)}.0"
+    added = raw.xadd(channel, {"events": "locked\ts\tr\t0\t7\tmore\nnew_kind\ts\tr\t0\t0"})
+    entry = str(added)
+    async with aclosing(async_lock_engine.events(since=start)) as events:
+        assert [(event.type, event.fencing_token) for event in await take(events, 2)] == [
+            ("locked", 7), ("new_kind", None),
+        ]  # fmt: skip
+        for text in ("hello", "1-2", b"\xff", f"{entry}\n", f"{entry}\nfree\tcourt", "x\nunlocked"):
+            raw.publish(channel, text)
+        raw.xadd(channel, {"who": b"\xff"})
+        lock = await async_lock_engine.lock(slot.id, lock_for=MINUTE)
+        assert [event.fencing_token for event in await take(events, 1)] == [lock.fencing_token]
+        waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=MINUTE))
+        raw.publish(channel, "hello")
+        await async_lock_engine.unlock(lock)
+        await asyncio.wait_for(waiting, PATIENCE)
+
+
+async def test_the_beginning_is_kept_until_something_is_dropped(
+    async_lock_engine: AsyncLockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Also for who has begun with nothing."""
+    async with aclosing(async_lock_engine.events(since="0-0.0")) as events:
+        first = asyncio.create_task(take(events, 1))
+        slot = await async_lock_engine.create_slot(new_slot())
+        assert [event.slot_id for event in await first] == [slot.id]
+    with raw.pipeline(transaction=False) as pipe:
+        for _ in range(10_200):
+            pipe.xadd(f"{lock_namespace}:slots:events", {"events": "locked\ts\tr\t0\t7"}, maxlen=10_000)
+        pipe.execute()
+    with pytest.raises(EventsMissed):
+        await anext(async_lock_engine.events(since="0-0.0"))
+
+
+async def test_a_slow_reader_loses_nothing(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """What it has not taken is not kept for it for ever: it goes on from the stream."""
+    channel = f"{lock_namespace}:slots:events"
+    start = f"{first_entry(raw, lock_namespace)}.0"
+    async with aclosing(async_lock_engine.events(since=start)) as events:
+        await async_lock_engine.lock(slot.id, lock_for=MINUTE)
+        await take(events, 1)
+        [mine] = async_lock_engine._listener._audience._queues
+        for number in range(3_000):
+            entry = f"9999999999999-{number}"
+            text = f"locked\ts\tr\t0\t{number + 1}"
+            async_lock_engine._listener._audience.hear([b"message", b"", f"{entry}\n{text}".encode()])
+            if number % 100 == 99:
+                with raw.pipeline(transaction=False) as pipe:
+                    for at in range(number - 99, number + 1):
+                        pipe.xadd(channel, {"events": f"locked\ts\tr\t0\t{at + 1}"}, id=f"9999999999999-{at}")
+                    pipe.execute()
+        assert mine.qsize() <= 1_001
+        assert [event.fencing_token for event in await take(events, 3_000)] == list(range(1, 3_001))
+
+
+FORKED = """
+import os, sys
+from datetime import timedelta
+from overbooked_lock import LockEngine
+
+engine = LockEngine.from_url(sys.argv[1], namespace=sys.argv[2], unregistered="allow")
+lock = engine.lock("fork", lock_for=timedelta(minutes=1))
+events = engine.events(since="0-0.0")
+assert next(events).type == "locked"
+child = os.fork()
+if child == 0:
+    lock = engine.lock("other", lock_for=timedelta(milliseconds=50))
+    heard = [event.type for _, event in zip(range(3), engine.events(since="0-0.0"))]
+    os._exit(heard != ["locked", "locked", "expired"])
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_child_listens_for_itself(lock_server: EmbeddedServer, lock_namespace: str) -> None:
+    """It has the engine, and none of its threads."""
+    command = [sys.executable, "-c", FORKED, lock_server.url, lock_namespace]
+    assert subprocess.run(command, check=False, timeout=PATIENCE).returncode == 0
+
+
+ODD_IDS = ["a b", " ", "%s%d", "q\"'\\", "\u2028", "é\u0301🎾", "x" * 255, "unlocked", "-1", "\u00a0:{}"]
+
+
+@pytest.mark.parametrize("slot_id", ODD_IDS)
+def test_odd_ids_are_told_as_they_are(
+    lock_server: EmbeddedServer, lock_namespace: str, new_slot: Make, slot_id: str
+) -> None:
+    """Of slots and of resources; a slot that is not registered has none."""
+    with LockEngine.from_url(lock_server.url, namespace=lock_namespace, unregistered="allow") as engine:
+        engine.create_slot(new_slot(id=slot_id, resource_id=slot_id))
+        engine.lock(slot_id, lock_for=MINUTE)
+        engine.lock(f"{slot_id}"[:254] + "?", lock_for=MINUTE)
+        with closing(engine.events(since="0-0.0")) as events:
+            seen = [next(events) for _ in range(3)]
+    assert [(event.slot_id, event.resource_id) for event in seen] == [
+        (slot_id, slot_id), (slot_id, slot_id), (slot_id[:254] + "?", None),
+    ]  # fmt: skip
