@@ -472,6 +472,19 @@ def _serve(
         int,
         typer.Option(metavar="N", min=0, max=1000, help="Live locks of a public key and address; 0: any number."),
     ] = 20,
+    max_streams: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, max=100_000, help="Open streams of a public key and address; 0: any number."),
+    ] = 20,
+    heartbeat: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default="15s",
+            help="After how long a silence a stream shows that it lives.",
+        ),
+    ] = None,
     log_format: Annotated[Literal["text", "json"], typer.Option(help="How to log, on stderr.")] = "text",
     sample_day: Annotated[
         bool,
@@ -505,6 +518,8 @@ def _serve(
                 "trusted_proxies": trusted_proxies or (),
                 "rate_limit": limit if limit.requests else None,
                 "max_locks": max_locks or None,
+                "max_streams": max_streams or None,
+                **({} if heartbeat is None else {"heartbeat": heartbeat}),
             },
         )
     )

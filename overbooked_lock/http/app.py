@@ -7,21 +7,23 @@ body is read, validated and handed to a handler. Whatever comes of it leaves as 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import json
 import logging
 import time
 import traceback
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from ipaddress import ip_network
 from typing import Any
 
-from overbooked_lock import AsyncLockEngine
+from overbooked_lock import AsyncLockEngine, arguments
 from overbooked_lock.errors import BookingExists, InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
-from overbooked_lock.http import inputs, openapi, page, readiness
+from overbooked_lock.http import inputs, openapi, page, readiness, streams
 from overbooked_lock.http.access import Keyring, RateLimit, check_rights
 from overbooked_lock.http.endpoints import ENDPOINTS, Call, Endpoint
 from overbooked_lock.http.envelopes import (
@@ -34,6 +36,7 @@ from overbooked_lock.http.envelopes import (
 from overbooked_lock.http.metrics import CONTENT_TYPE as METRICS_TYPE
 from overbooked_lock.http.metrics import Metrics
 from overbooked_lock.http.request import Disconnected, Network, Receive, Request, Scope, Send
+from overbooked_lock.http.streams import Stream
 from overbooked_lock.models import ApiKeyInfo, Quota
 
 log = logging.getLogger("overbooked_lock.http")
@@ -45,19 +48,20 @@ _JSON = b"application/json"
 _HTML = b"text/html; charset=utf-8"
 _NAMESPACE = uuid.UUID("0d9f5a2c-3f51-4b0e-8f6e-6d1d4a5c7b11")
 
-_ALLOWED_HEADERS = b"Authorization, Content-Type, Idempotency-Key, X-Lock-Key, X-Request-Id"
+_ALLOWED_HEADERS = b"Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Lock-Key, X-Request-Id"
 _EXPOSED_HEADERS = b"Retry-After, X-Fencing-Token, X-Request-Id"
 
 
 @dataclass(slots=True)
 class Response:
-    """What goes out. ``code`` is the error's, empty if there is none."""
+    """What goes out. ``code`` is the error's, empty if there is none; a ``stream`` goes on where the body would be."""
 
     status: int
     body: bytes
     headers: list[tuple[bytes, bytes]]
     kind: bytes = _JSON
     code: str = ""
+    stream: Stream | None = None
 
 
 Plain = Callable[[Request], Awaitable[Response]]
@@ -74,6 +78,9 @@ class Application:
         rate_limit: For each public key and address: so many requests at once, refilled within so many whole seconds.
             None: no limit.
         max_locks: How many live locks an address may have under a public key; None: as many as it wants.
+        max_streams: How many streams of events an address may have open under a public key, in this process; None: as
+            many as it wants.
+        heartbeat: After how long a silence a stream shows that it lives: proxies close what is silent for a minute.
         close_engine: Close the engine at the end of the ASGI lifespan. Whoever made it closes it: say True only if
             nobody else does.
 
@@ -90,6 +97,8 @@ class Application:
         trusted_proxies: Sequence[str] = (),
         rate_limit: tuple[int, int] | None = (100, 10),
         max_locks: int | None = 20,
+        max_streams: int | None = 20,
+        heartbeat: timedelta = timedelta(seconds=15),
         close_engine: bool = False,
     ) -> None:
         if engine._operations._settings.scope == "any":  # noqa: SLF001 - our own
@@ -98,6 +107,9 @@ class Application:
             raise InvalidArgument("rate_limit", "must be a number of requests and of whole seconds, both at least 1")
         if max_locks is not None and not 1 <= max_locks <= 1000:
             raise InvalidArgument("max_locks", "must be 1 to 1,000, or None")
+        if max_streams is not None and not 1 <= max_streams <= 100_000:
+            raise InvalidArgument("max_streams", "must be 1 to 100,000, or None")
+        silence = arguments.positive_milliseconds(heartbeat, "heartbeat") / 1000
         self._engine = engine
         self._strict = strict
         self._origins = None if "*" in origins else {origin.encode() for origin in origins}
@@ -107,6 +119,7 @@ class Application:
         self._close_engine = close_engine
         self._keyring = Keyring(engine)
         self._metrics = Metrics()
+        self._streams = streams.Streams(engine, self._metrics, max_streams, silence)
         self._readiness = readiness.Readiness(engine)
         engine._coalescer.on_batch = self._metrics.batches.observe  # noqa: SLF001 - our own
         document = openapi.document(ENDPOINTS)
@@ -132,10 +145,29 @@ class Application:
         else:
             await self._serve(Request(scope, receive, self._trusted), send)
 
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """What goes on beside the requests: the ends of locks are told of in time, whether or not anybody listens.
+
+        The ASGI lifespan enters it. A host that mounts the application does so in a lifespan of its own.
+        """
+        sweeping = asyncio.create_task(self._engine._listener.keep_sweeping())  # noqa: SLF001 - our own
+        try:
+            yield
+        finally:
+            self.end_streams()
+            sweeping.cancel()
+            await asyncio.wait([sweeping])
+
+    def end_streams(self) -> None:
+        """Ends the streams of events, for good: a server that waits for its requests would wait for them for ever."""
+        self._streams.ending.set()
+
     async def _live(self, receive: Receive, send: Send) -> None:
         await receive()
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
+        async with self.running():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
         if self._close_engine:
             await self._engine.close()
         await send({"type": "lifespan.shutdown.complete"})
@@ -153,13 +185,24 @@ class Application:
             response = self._failed(work, error)
         headers = response.headers
         headers += ((b"cache-control", b"no-store"), (b"x-request-id", request.id.encode()))
-        if response.body:
+        if response.stream is not None:
+            # nginx would else keep what is written until it is a page full.
+            headers += ((b"content-type", response.kind), (b"x-accel-buffering", b"no"))
+        elif response.body:
             headers += ((b"content-type", response.kind), (b"content-length", b"%d" % len(response.body)))
         if (origin := request.header(b"origin")) is not None:
             headers += self._cors(origin.encode())
-        await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
-        self._record(work, response, time.perf_counter() - began)
+        if response.stream is None:
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            await send({"type": "http.response.body", "body": response.body})
+            self._record(work, response, time.perf_counter() - began)
+            return
+        try:
+            await send({"type": "http.response.start", "status": response.status, "headers": headers})
+            self._record(work, response, time.perf_counter() - began)
+            await response.stream.run(send)
+        finally:
+            await response.stream.close()
 
     async def _respond(self, work: _Work) -> Response:
         request = work.request
@@ -174,7 +217,10 @@ class Application:
             work.route = f"GET {path}"
             return await found(request)
         work.endpoint, work.route = found, found.route
-        work.key = key = await self._keyring.identify(request.header(b"authorization"))
+        authorization = request.header(b"authorization")
+        if authorization is None and found.streams:
+            authorization = _public_key_in(request.query())
+        work.key = key = await self._keyring.identify(authorization)
         check_rights(found.rights, key, strict=self._strict)
         quota = None
         if key.kind == "public":
@@ -183,7 +229,7 @@ class Application:
                 self._rate_limit.take(holder)
             if self._max_locks is not None:
                 quota = Quota(holder, self._max_locks)
-        call = Call(self._engine, request, key, quota)
+        call = Call(self._engine, request, key, quota, self._streams)
         if found.takes is None:
             return _success(await found.handler(call, None))
         given = request.query() if found.method == "GET" else inputs.read_json(await request.body())
@@ -204,6 +250,7 @@ class Application:
         if kept is None:
             try:
                 answer = await endpoint.handler(replace(call, new_id=name), body)
+                assert isinstance(answer, Answer)  # noqa: S101 - no stream creates
             except (SlotExists, BookingExists):
                 raise _other_body() from None
             text = f"{fingerprint}{answer.body().decode()}"
@@ -327,7 +374,17 @@ def _template(segments: Sequence[str]) -> str:
     return "/".join(("", segments[0], "{id}" if segments[1] else "", *segments[2:]))
 
 
-def _success(answer: Answer) -> Response:
+def _public_key_in(query: Mapping[str, str]) -> str | None:
+    """A public API key from a URL, as the header has it. Raises InvalidArgument for a secret one."""
+    key = query.get("key")
+    if key is not None and not key.startswith("pk_"):
+        raise InvalidArgument("key", "must be a public API key: a secret one does not belong in a URL")
+    return None if key is None else f"Bearer {key}"
+
+
+def _success(answer: Answer | Stream) -> Response:
+    if isinstance(answer, Stream):
+        return Response(200, b"", [], streams.CONTENT_TYPE, stream=answer)
     return Response(200, answer.body(), [*answer.headers])
 
 

@@ -15,10 +15,12 @@ from pydantic import BaseModel
 
 from overbooked_lock import AsyncLockEngine, arguments
 from overbooked_lock.errors import BookingNotFound, InvalidArgument, SlotNotFound
+from overbooked_lock.events import Event
 from overbooked_lock.http import inputs
 from overbooked_lock.http.access import Rights, check_rights
 from overbooked_lock.http.envelopes import Answer
 from overbooked_lock.http.request import Request
+from overbooked_lock.http.streams import Stream, Streams
 from overbooked_lock.models import ApiKeyInfo, Booking, LiveLock, NewSlot, Quota, Slot, UtcDate
 
 
@@ -31,6 +33,7 @@ class Call:
         request: The request.
         key: The API key it came with.
         quota: How many live locks who asks may have; None: as many as they want.
+        streams: The application's streams of events.
         new_id: The id of what is created, where ``Idempotency-Key`` says that this must happen once only.
     """
 
@@ -38,6 +41,7 @@ class Call:
     request: Request
     key: ApiKeyInfo
     quota: Quota | None
+    streams: Streams
     new_id: str | None = None
 
 
@@ -58,6 +62,7 @@ class Endpoint:
         creates: Whether it heeds ``Idempotency-Key``.
         takes_lists: Whether a body may be a list, too: the handler gets a list then, and gives one.
         reads_lock_key: Whether it heeds ``X-Lock-Key``.
+        streams: Whether it answers with a stream of ``answers``, and a public key may stand in its URL.
     """
 
     method: Literal["GET", "POST", "PATCH", "DELETE"]
@@ -68,11 +73,12 @@ class Endpoint:
     takes: type[BaseModel] | None
     answers: type[BaseModel] | None
     errors: tuple[str, ...]
-    handler: Callable[[Call, Any], Awaitable[Answer]]
+    handler: Callable[[Call, Any], Awaitable[Answer | Stream]]
     lists: bool = False
     creates: bool = False
     takes_lists: bool = False
     reads_lock_key: bool = False
+    streams: bool = False
 
     @property
     def route(self) -> str:
@@ -252,6 +258,13 @@ async def delete_booking(call: Call, _: None) -> Answer:
     return Answer(None)
 
 
+async def stream_events(call: Call, query: inputs.EventsQuery) -> Stream | Answer:
+    if not call.request.wants_body:
+        return Answer(None)
+    holder = f"{call.key.id}|{call.request.address}" if call.key.kind == "public" else None
+    return await call.streams.open(call.request, query, holder)
+
+
 def _page(query: inputs.PageQuery, total: int) -> Mapping[str, int]:
     return {"limit": query.limit, "page": query.page, "total": total}
 
@@ -335,6 +348,10 @@ ENDPOINTS = (
     Endpoint(
         "GET", "/locks", "lock.list", "Lists the live locks by their end: for operators.",
         "secret", inputs.PageQuery, LockItem, (), list_locks, lists=True,
+    ),
+    Endpoint(
+        "GET", "/events", "event.stream", "Tells what happens to slots, as it happens: server-sent events.",
+        "any", inputs.EventsQuery, Event, (), stream_events, streams=True,
     ),
 )  # fmt: skip
 """All that takes an API key."""

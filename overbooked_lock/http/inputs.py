@@ -162,6 +162,23 @@ class BookingsQuery(PageQuery):
     status: Annotated[Literal["active", "cancelled"] | None, Field(description="Only those that are so.")] = None
 
 
+class EventsQuery(Query):
+    """Which events."""
+
+    slot_id: Annotated[Id | None, Field(description="Only this slot's.")] = None
+    resource_id: Annotated[Id | None, Field(description="Only those of this resource's slots.")] = None
+    since: Annotated[
+        str | None, Field(description="Begin after the event with this id, and not with what happens from now on.")
+    ] = None
+    key: Annotated[
+        str | None,
+        Field(
+            pattern="^pk_[0-9a-f]{64}$",
+            description="A public API key, where no header can be set: `EventSource` in a browser can't.",
+        ),
+    ] = None
+
+
 Input = TypeVar("Input", bound=BaseModel)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from functools import lru_cache
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
@@ -41,6 +41,16 @@ class Metrics:
         self.batches = Histogram(
             "overbooked_batch_calls", "Calls that went to the store together", buckets=_CALLS, registry=own
         )
+        self.streams = Gauge(
+            "overbooked_streams", "Streams of events that are open", registry=own, multiprocess_mode="livesum"
+        )
+        self.streams_ended = Counter(
+            "overbooked_streams_ended",
+            "Streams that ended: the reader went (gone), did not read (slow), or the server ended (stopped)",
+            ["end"],
+            registry=own,
+        )
+        self.events_sent = Counter("overbooked_events_sent", "Events written to streams", registry=own)
         self.granted = {"slot.lock": self.locks, "slot.unlock": self.unlocks, "booking.create": self.bookings}
 
     @lru_cache(maxsize=1024)  # noqa: B019 - it lives as long as the application

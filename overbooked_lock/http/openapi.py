@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +34,7 @@ ERRORS: Mapping[str, tuple[int, str]] = {
     "E056": (401, "no API key"),
     "E059": (403, "the lock is another key's"),
     "E060": (422, "active bookings are on the slot"),
-    "E062": (429, "too many requests (`reason`: `rate`), or too many locks at a time"),
+    "E062": (429, "too many requests (`reason`: `rate`), or too many locks or streams at a time"),
     "E070": (503, "the store can't be reached or did not confirm; `details.outcome`: `not_applied` or `unknown`"),
 }
 """Every code: its status, and what it says."""
@@ -75,6 +76,19 @@ _LOCK = {
     "fencing_token": 1608392700000000,
     "key_hash": "1f0c9a3e",
 }
+_EVENT = {
+    "id": "1608392700000-0.0",
+    "type": "locked",
+    "slot_id": "3751095a-b4ef-41a3-98a3-b8a0eecfc332",
+    "resource_id": "5b003c67-f69f-471b-9268-3896a9a3df29",
+    "locked_until": "2020-12-19T16:00:00.000Z",
+    "fencing_token": 1608392700000000,
+    "at": "2020-12-19T15:45:00.000Z",
+}
+_STREAM = (
+    f"retry: 2000\nid: 1608392699000-0.0\n\nid: {_EVENT['id']}\nevent: {_EVENT['type']}\n"
+    f"data: {json.dumps(_EVENT, separators=(',', ':'))}\n\n"
+)
 _EXAMPLES: Mapping[str, Mapping[str, Any]] = {"Slot": _SLOT, "Booking": _BOOKING, "LockItem": _LOCK}
 
 _SECURITY: Mapping[str, list[dict[str, list[str]]]] = {
@@ -146,9 +160,11 @@ def _parameters(endpoint: Endpoint) -> list[dict[str, Any]]:
     if endpoint.takes is not None and endpoint.method == "GET":
         schema = endpoint.takes.model_json_schema()
         for name, field in schema["properties"].items():
-            used.append(_query_parameter(name, field, required=name in schema["required"]))
+            used.append(_query_parameter(name, field, required=name in schema.get("required", ())))
     if endpoint.reads_lock_key:
         used.append({"$ref": "#/components/parameters/lock_key"})
+    if endpoint.streams:
+        used.append({"$ref": "#/components/parameters/last_event_id"})
     if endpoint.creates:
         used.append({"$ref": "#/components/parameters/idempotency_key"})
     return used
@@ -167,6 +183,8 @@ def _query_parameter(name: str, field: Mapping[str, Any], *, required: bool) -> 
 
 
 def _success(endpoint: Endpoint) -> dict[str, Any]:
+    if endpoint.streams:
+        return _stream()
     data: dict[str, Any] = {"type": "object", "maxProperties": 0}
     example: Any = {}
     if endpoint.answers is not None:
@@ -193,6 +211,20 @@ def _success(endpoint: Endpoint) -> dict[str, Any]:
         "description": "Done.",
         "headers": headers,
         "content": {"application/json": {"schema": envelope, "example": shown}},
+    }
+
+
+def _stream() -> dict[str, Any]:
+    description = (
+        "`id` and `event` are those of the `Event` that `data` holds as JSON. After an `event: missed`, read the slots "
+        "anew: what happened before is not kept any more."
+    )
+    return {
+        "description": "The stream.",
+        "headers": {"X-Request-Id": _header("Names this request in the server's log.", "string")},
+        "content": {
+            "text/event-stream": {"schema": {"type": "string", "description": description}, "example": _STREAM}
+        },
     }
 
 
@@ -317,6 +349,13 @@ _PARAMETERS: Mapping[str, Any] = {
         "in": "header",
         "description": "The key of the caller's own lock: it is answered as its holder.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+    },
+    "last_event_id": {
+        "name": "Last-Event-ID",
+        "in": "header",
+        "description": "Begin after the event with this id. A browser sends it when it connects again; `since` is not "
+        "heeded then.",
+        "schema": {"type": "string"},
     },
     "idempotency_key": {
         "name": "Idempotency-Key",

@@ -81,8 +81,9 @@ def _operation(document: Mapping[str, Any], method: str, path: str, operation: M
             + "</table>"
         )
     parts.append(f"<pre>{escape(_curl(method, path, parameters, body, operation))}</pre>")
-    answer = operation["responses"]["200"]["content"]["application/json"]["example"]
-    parts.append(f"<pre>{escape(json.dumps(answer, indent=2))}</pre>")
+    [(kind, content)] = operation["responses"]["200"]["content"].items()
+    shown = json.dumps(content["example"], indent=2) if kind == "application/json" else content["example"].rstrip()
+    parts.append(f"<pre>{escape(shown)}</pre>")
     parts.append(
         "<ul>"
         + "".join(
@@ -143,7 +144,10 @@ def _curl(
         if parameter["in"] == "path":
             url = url.replace("{" + parameter["name"] + "}", parameter["example"])
     query = "&".join(f"{p['name']}={p['example']}" for p in parameters if p["in"] == "query" and p.get("required"))
-    words = [f'curl{"" if method == "GET" else f" -X {method}"} "$URL{url}{"?" + query if query else ""}"']
+    how = "" if method == "GET" else f" -X {method}"
+    if "application/json" not in operation["responses"]["200"]["content"]:
+        how = " --no-buffer"
+    words = [f'curl{how} "$URL{url}{"?" + query if query else ""}"']
     if operation["security"]:
         words.append('-H "Authorization: Bearer $KEY"')
     if body:

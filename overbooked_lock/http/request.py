@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import re
 import secrets
@@ -29,6 +30,10 @@ _is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 _is_idempotency_key = re.compile(r"[!-~]{1,255}").fullmatch
 
 
+ABORT = "overbooked_lock.abort"
+"""Under this name our server leaves in the scope what cuts a connection."""
+
+
 class Disconnected(Exception):
     """The client went away before its request was complete."""
 
@@ -39,6 +44,7 @@ class Request:
     Attributes:
         id: From ``X-Request-Id`` if that is 1 to 128 visible ASCII characters, else made here.
         method: ``GET`` and so on; what is asked with HEAD is answered as GET.
+        wants_body: False for HEAD.
         segments: The path below the root it is mounted at, in its parts, still percent-encoded.
         address: Where it comes from, behind the proxies that are trusted. IPv6 without what a client chooses: its /64.
     """
@@ -50,6 +56,7 @@ class Request:
         given = self._headers.get(b"x-request-id", b"")
         self.id = given.decode() if _is_request_id(given) else secrets.token_hex(16)
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
+        self.wants_body: bool = scope["method"] != "HEAD"
         self.segments = _segments(scope)
         self.address = _address(scope, trusted_proxies)
 
@@ -128,6 +135,17 @@ class Request:
         if body and kind != b"application/json" and not kind.endswith(b"+json"):
             raise InvalidArgument("Content-Type", "must be application/json")
         return body
+
+    async def gone(self) -> None:
+        """Returns when the client has hung up."""
+        with contextlib.suppress(Disconnected):
+            while True:
+                await self._next()
+
+    def abort(self) -> None:
+        """Cuts the connection, if the server is ours: what nobody reads would else be kept for ever."""
+        if ABORT in self._scope:
+            self._scope[ABORT]()
 
     async def _rest(self, message: Message) -> bytes:
         body = bytearray(message.get("body", b""))

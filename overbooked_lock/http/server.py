@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
@@ -32,6 +32,7 @@ from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, sample
 from overbooked_lock.errors import InvalidArgument, OverbookedError
 from overbooked_lock.http.app import Application, create_app
 from overbooked_lock.http.envelopes import failure
+from overbooked_lock.http.request import ABORT
 
 LogFormat = Literal["text", "json"]
 
@@ -220,6 +221,12 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._head = 0
         super().on_message_begin()
+        cast("dict[str, Any]", self.scope)[ABORT] = self.transport.abort
+
+    def shutdown(self) -> None:
+        if isinstance(self.app, Application):
+            self.app.end_streams()
+        super().shutdown()
 
     def on_headers_complete(self) -> None:
         self._head = None

@@ -17,7 +17,8 @@ from .tools import Served
 
 DOCUMENT = document(ENDPOINTS)
 SCHEMA: Any = schemathesis.openapi.from_dict(DOCUMENT)
-OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods]
+# But for the stream, whose answer has no end: test_events.py has what it refuses.
+OPERATIONS = [(path, method) for path, methods in DOCUMENT["paths"].items() for method in methods if path != "/events"]
 CHECKS = [
     checks.not_a_server_error,
     checks.status_code_conformance,

@@ -55,7 +55,7 @@ def test_the_examples_are_what_the_schemas_say(operation: dict[str, Any]) -> Non
     contents = [response["content"] for response in operation["responses"].values()]
     contents += [operation["requestBody"]["content"]] if "requestBody" in operation else []
     for content in contents:
-        media = content["application/json"]
+        [media] = content.values()
         check(media["schema"], media["example"])
 
 
@@ -98,6 +98,8 @@ def test_the_curls_on_the_page_work(api: Served) -> None:
     curls = [html.unescape(text) for text in re.findall(r"<pre>(curl.*?)</pre>", page, re.DOTALL)]
     assert len(curls) == len(operations())
     for curl in curls:
+        if "/events" in curl:
+            continue  # it has no end
         filled = curl.replace("$URL", api.url).replace("$KEY", api.secret.key)
         words = shlex.split(filled.replace("\\\n", " "))
         method = words[words.index("-X") + 1] if "-X" in words else "GET"

@@ -12,19 +12,21 @@ import socket
 import ssl
 import subprocess
 import sysconfig
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+import redis
 import trustme
 
-from overbooked_lock import EmbeddedServer, LockEngine
+from overbooked_lock import EmbeddedServer, LockEngine, NewSlot, Slot
 from overbooked_lock.models import ApiKey
 
 from .tools import checked, data_of, error_of, soon
@@ -163,6 +165,70 @@ def test_what_is_under_way_is_answered_before_the_end(start: Callable[..., Runni
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert idle.recv(1) == b""
     assert running.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_streams_do_not_hold_up_the_end(
+    start: Callable[..., Running], public: ApiKey, lock_engine: LockEngine, new_slot: Callable[..., NewSlot],
+    workers: str,
+) -> None:  # fmt: skip
+    """They are told, and end at once; also where a reader does not read, whose socket has no room for that."""
+    running = start("--workers", workers, "--heartbeat", "1m")
+    ask_for_events = f"GET /events?key={public.key} HTTP/1.1\r\nHost: x\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        wires = [stack.enter_context(running.connect()) for _ in range(8)]
+        for wire in wires:
+            wire.sendall(ask_for_events)
+        for wire in wires[4:]:
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        heard = [stack.enter_context(wire.makefile("rb")) for wire in wires]
+        for file in heard:
+            while not file.readline().startswith(b"id: "):
+                pass
+        ids = [slot.id for slot in lock_engine.create_slots([new_slot() for _ in range(512)])]
+        for _ in range(20):
+            lock_engine.unlock_many(lock_engine.lock_many(ids, lock_for=timedelta(minutes=1)))
+        for file in heard[:4]:
+            while b"unlocked" not in file.readline():
+                pass
+        began = time.monotonic()
+        rest: list[bytes] = []
+        running.process.send_signal(signal.SIGTERM)
+        readers = [threading.Thread(target=lambda file=file: rest.append(file.read())) for file in heard[:4]]
+        for reader in readers:
+            reader.start()
+        assert running.process.wait(PATIENCE) == 0
+        assert time.monotonic() - began < 4
+        for reader in readers:
+            reader.join(PATIENCE)
+    assert len(rest) == 4
+
+
+def test_the_end_of_a_stream_is_said(start: Callable[..., Running], public: ApiKey) -> None:
+    """As a comment, so that who looks knows why; and in the log, which has no key from a URL."""
+    running = start("--log-format", "json")
+    with running.client.stream("GET", f"/events?key={public.key}", timeout=PATIENCE) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == "retry: 2000"
+        running.process.send_signal(signal.SIGTERM)
+        assert [line for line in lines if line.startswith(":")] == [": the server ends: come again"]
+    assert running.process.wait(PATIENCE) == 0
+    [ended] = [line for line in running.lines() if line["message"] == "stream ended"]
+    assert (ended["end"], ended["events"]) == ("stopped", 0)
+    assert public.key[:12] not in running.log.read_text()
+    [asked] = [line for line in running.lines() if line.get("route") == "/events"]
+    assert (asked["status"], asked["key_id"], asked["request_id"]) == (200, public.id, ended["request_id"])
+
+
+def test_ends_of_locks_are_told_where_it_serves(
+    start: Callable[..., Running], raw: redis.Redis, lock_engine: LockEngine, slot: Slot, lock_namespace: str
+) -> None:
+    """In time, though nobody listens and no lock follows."""
+    start("--workers", "2")
+    lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=100))
+    heard: Any = raw.xread({f"{lock_namespace}:slots:events": "$"}, block=10_000)
+    [[_, [[_, fields]]]] = heard
+    assert fields["events"].startswith(f"expired\t{slot.id}\t")
 
 
 def test_the_end_has_a_limit(start: Callable[..., Running], secret: ApiKey, soak: bool) -> None:

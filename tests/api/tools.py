@@ -16,6 +16,7 @@ import uvicorn
 from overbooked_lock import AsyncLockEngine
 from overbooked_lock.http import create_app
 from overbooked_lock.http.request import Receive, Scope, Send
+from overbooked_lock.http.server import _Protocol
 from overbooked_lock.models import ApiKey
 
 T = TypeVar("T")
@@ -62,7 +63,8 @@ class Served:
             async def tell(scope: Scope, receive: Receive, send: Send) -> None:
                 await app(scope, receive, send)
 
-            config = uvicorn.Config(tell, port=0, log_config=None, access_log=False, ws="none", proxy_headers=False)
+            options: dict[str, Any] = {"access_log": False, "ws": "none", "proxy_headers": False, "http": _Protocol}
+            config = uvicorn.Config(tell, port=0, log_config=None, **options)
             self.server = uvicorn.Server(config)
             serving = asyncio.ensure_future(self.server.serve())
             while not self.server.started:  # noqa: ASYNC110 - uvicorn has no event for this
