@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, NoReturn
 
 try:
     import platformdirs
@@ -49,8 +49,12 @@ from overbooked_lock.errors import (
     StoreCorrupt,
     StoreUnavailable,
 )
+from overbooked_lock.events import Event, Reader
 from overbooked_lock.holding import Hold
 from overbooked_lock.models import ApiKeyInfo, Lock, NewSlot, Slot, given_date, utc_date
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 class _WrongUsage(OverbookedError):
@@ -83,7 +87,7 @@ EXITS: Mapping[int, tuple[str, tuple[type[OverbookedError], ...]]] = {
 """What each exit code says, and the errors that end in it."""
 
 KILL_AFTER = timedelta(seconds=10)
-NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED = 126, 127, 130  # as shells have them
+NOT_EXECUTABLE, NOT_FOUND, INTERRUPTED, PIPE_BROKEN = 126, 127, 130, 141  # as shells have them
 
 
 class Answer(NamedTuple):
@@ -396,6 +400,43 @@ def _hold(
     except SlotLocked as conflict:
         _report(conflict)
         return conflict_exit_code
+
+
+@app.command("watch")
+def _watch(
+    slot: Annotated[str | None, typer.Option(metavar="ID", help="Only this slot's events.")] = None,
+    resource: Annotated[str | None, typer.Option(metavar="ID", help="Only those of this resource's slots.")] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(metavar="EVENT", help="Begin after the event with this id; 0-0.0 is the beginning."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    url: Url = None,
+    namespace: Namespace = "",
+) -> int:
+    """Show what happens to slots, as it happens, until Ctrl-C.
+
+    Times are local. With --json each line is an event, whose id --since takes.
+    """
+    from rich.console import Console  # noqa: PLC0415  slow to import, and most commands need none of it
+
+    console = Console(highlight=False, emoji=False, soft_wrap=True)
+    with Common(url, namespace).engine() as engine:
+        followed = engine._follow(Reader(since, slot, resource))  # noqa: SLF001 - our own
+        try:
+            for at, events in enumerate(followed):
+                if not at:
+                    typer.echo("overbooked-lock: watching, until Ctrl-C", err=True)
+                for event in events:
+                    with console.capture() as shown:  # left to itself, it has an exit of its own for broken pipes
+                        console.print(event.model_dump_json() if as_json else _event_line(event), markup=False)
+                    sys.stdout.write(shown.get())
+                sys.stdout.flush()
+        except BrokenPipeError:
+            # Who read has seen enough, as head(1) does. What is still to be written must not fail at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return PIPE_BROKEN
+    return 0
 
 
 @app.command("demo")
@@ -715,6 +756,34 @@ def _lock_answer(lock: Lock, *, with_key: bool) -> Answer:
         facts | {"already_held": lock.already_held, "slot": _slot_data(lock.slot)},
         _lines({name.removesuffix("_id").replace("_", " "): value for name, value in facts.items()}),
     )
+
+
+_COLORS = {
+    "locked": "yellow",
+    "extended": "yellow",
+    "unlocked": "green",
+    "expired": "magenta",
+    "booked": "blue",
+    "cancelled": "cyan",
+    "slot_deleted": "red",
+}
+
+
+def _event_line(event: Event) -> Text:
+    from rich.text import Text  # noqa: PLC0415  slow to import, and most commands need none of it
+
+    facts = [event.slot_id if event.resource_id is None else f"{event.slot_id} of {event.resource_id}"]
+    if event.locked_until is not None and event.type != "expired":
+        facts.append(f"until {_local(event.locked_until)}")
+    if event.fencing_token is not None:
+        facts.append(f"token {event.fencing_token}")
+    return Text.assemble(
+        (_local(event.at), "dim"), "  ", (f"{event.type:<12}", _COLORS.get(event.type, "")), "  ", ", ".join(facts)
+    )
+
+
+def _local(date: datetime) -> str:
+    return date.astimezone().isoformat(" ", "milliseconds")[:23]
 
 
 def _key_facts(info: ApiKeyInfo) -> dict[str, str]:

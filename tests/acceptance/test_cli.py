@@ -20,7 +20,7 @@ import pytest
 import redis
 import typer
 
-from overbooked_lock import EmbeddedServer, LockEngine, Slot
+from overbooked_lock import EmbeddedServer, Event, LockEngine, Slot
 from overbooked_lock.cli import EXITS, date, duration, json_object, main
 from overbooked_lock.keys import Keys
 
@@ -707,3 +707,69 @@ def test_a_terminal_is_the_commands(environment: Environment, slot: Slot) -> Non
         holding.kill()
         holding.wait()
         os.close(ours)
+
+
+# watch
+
+
+def watching(start: Callable[..., Running], *words: str) -> Running:
+    """Starts a watch, and returns when it listens."""
+    running = start("watch", *words)
+    assert running.process.stderr is not None
+    assert "watching" in running.process.stderr.readline()
+    return running
+
+
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_watch_shows_what_happens(
+    start: Callable[..., Running], slot: Slot, lock_engine: LockEngine, how: signal.Signals, code: int
+) -> None:
+    """A line an event, in local time, until it is told to end."""
+    running = watching(start)
+    lock = lock_engine.lock(slot.id, lock_for=timedelta(minutes=1), lock_key="what only the holder knows")
+    lock_engine.unlock(lock)
+    locked, unlocked = running.hear(), running.hear()
+    local = lock.locked_until.astimezone().isoformat(" ", "milliseconds")[:23]
+    assert re.fullmatch(
+        rf"\S+ \S+  locked        {slot.id} of {slot.resource_id}, until {local}, token {lock.fencing_token}", locked
+    )
+    assert abs(datetime.fromisoformat(locked[:23]).astimezone() - datetime.now(UTC)) < timedelta(minutes=1)
+    assert "unlocked" in unlocked
+    assert running.end(how) == (code, "", "")
+
+
+def test_watch_as_json(start: Callable[..., Running], slot: Slot, lock_engine: LockEngine) -> None:
+    """An event a line, from whichever one wants; only what is wanted."""
+    lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=50))
+    running = watching(start, "--json", "--since", "0-0.0", "--slot", slot.id)
+    seen = [Event.model_validate_json(running.hear()) for _ in range(3)]
+    assert [event.type for event in seen] == ["slot_changed", "locked", "expired"]
+    assert running.end(signal.SIGINT)[0] == 130
+    after = watching(start, "--json", "--since", seen[1].id, "--resource", slot.resource_id)
+    assert Event.model_validate_json(after.hear()) == seen[2]
+
+
+def test_watch_ends_with_its_reader(start: Callable[..., Running], slot: Slot, lock_engine: LockEngine) -> None:
+    """As in a pipe to head(1)."""
+    running = watching(start)
+    assert running.process.stdout is not None
+    running.process.stdout.close()
+    lock_engine.lock(slot.id, lock_for=timedelta(minutes=1))
+    assert running.process.wait(PATIENCE) == 141
+
+
+def test_watch_on_a_private_server(start: Callable[..., Running], run: Run, environment: Environment) -> None:
+    """Beside the commands that change it."""
+    del environment["OVERBOOKED_LOCK_URL"]
+    running = watching(start, "--json")
+    assert run("lock", "seat", "--for", "1m", "--unregistered", "allow").returncode == 0
+    assert json.loads(running.hear())["resource_id"] is None
+    assert running.end(signal.SIGINT)[0] == 130
+
+
+def test_watch_since(call: Run, slot: Slot, raw: redis.Redis, lock_namespace: str) -> None:
+    """What is wrong, and what is gone, is said."""
+    assert call("watch", "--since", "yesterday").returncode == 2
+    raw.xadd(f"{lock_namespace}:slots:events", {"events": "locked\ts\tr\t0\t7"})
+    gone = call("watch", "--since", "1-0.0", "--json")
+    assert (gone.returncode, json.loads(gone.stdout)["error"]["code"]) == (1, "E013")
