@@ -122,11 +122,10 @@ def _entries(raw: redis.Redis, namespace: str) -> Iterator[tuple[str, str, str]]
 
 def _expired(raw: redis.Redis, namespace: str) -> Iterator[tuple[str, str, str]]:
     """What the stream gets, as it gets it."""
-    last = "0-0"
-    while True:
-        heard: Any = raw.xread({f"{namespace}:slots:events": last}, block=int(PATIENCE * 1000))
-        assert heard, "nothing more is told"
-        for last, fields in heard[0][1]:  # noqa: B007 - the next read begins after it
+    last, deadline = "0-0", time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        heard: Any = raw.xread({f"{namespace}:slots:events": last}, block=1000)
+        for last, fields in heard[0][1] if heard else ():  # noqa: B007 - the next read begins after it
             yield from _lines(fields["events"])
 
 
