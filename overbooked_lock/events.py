@@ -362,6 +362,7 @@ class Listener:
         try:
             yield mine
         finally:
+            self._own()
             with self._mutex:
                 self._audience.discard(mine)
                 self._stop_if_alone()
@@ -383,6 +384,7 @@ class Listener:
             self._audience.go_on_from_stream()
 
     def _forget(self, waiter: Waiter[threading.Event]) -> None:
+        self._own()
         with self._mutex:
             self._audience.discard_waiter(waiter)
             self._stop_if_alone()

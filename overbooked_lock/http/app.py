@@ -18,6 +18,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 
@@ -229,7 +230,7 @@ class Application:
                 self._rate_limit.take(holder)
             if self._max_locks is not None:
                 quota = Quota(holder, self._max_locks)
-        call = Call(self._engine, request, key, quota, self._streams)
+        call = Call(self._engine, request, key, quota, self._streams, partial(self._keyring.identify, authorization))
         if found.takes is None:
             return _success(await found.handler(call, None))
         given = request.query() if found.method == "GET" else inputs.read_json(await request.body())

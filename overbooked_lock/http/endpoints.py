@@ -34,6 +34,7 @@ class Call:
         key: The API key it came with.
         quota: How many live locks who asks may have; None: as many as they want.
         streams: The application's streams of events.
+        identify: Looks the key up again; raises ApiKeyInvalid where it was revoked meanwhile.
         new_id: The id of what is created, where ``Idempotency-Key`` says that this must happen once only.
     """
 
@@ -42,6 +43,7 @@ class Call:
     key: ApiKeyInfo
     quota: Quota | None
     streams: Streams
+    identify: Callable[[], Awaitable[ApiKeyInfo]]
     new_id: str | None = None
 
 
@@ -262,7 +264,7 @@ async def stream_events(call: Call, query: inputs.EventsQuery) -> Stream | Answe
     if not call.request.wants_body:
         return Answer(None)
     holder = f"{call.key.id}|{call.request.address}" if call.key.kind == "public" else None
-    return await call.streams.open(call.request, query, holder)
+    return await call.streams.open(call.request, query, holder, call.identify)
 
 
 def _page(query: inputs.PageQuery, total: int) -> Mapping[str, int]:

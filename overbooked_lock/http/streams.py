@@ -13,12 +13,13 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Literal
 
 from overbooked_lock import AsyncLockEngine
 from overbooked_lock.errors import EventsMissed, OverbookedError, StoreUnavailable
 from overbooked_lock.events import Event, Reader
+from overbooked_lock.http.envelopes import ApiKeyInvalid
 from overbooked_lock.http.inputs import EventsQuery
 from overbooked_lock.http.metrics import Metrics
 from overbooked_lock.http.request import Request, Send
@@ -33,8 +34,8 @@ RETRY_MS = 2000
 WRITE_PATIENCE = 15.0
 """Seconds that a reader may leave what was sent to it lying: then it is cut off."""
 
-End = Literal["gone", "slow", "stopped"]
-"""Why a stream ended: the reader went, it did not read, or the server ends."""
+End = Literal["gone", "slow", "revoked", "stopped"]
+"""Why a stream ended: the reader went, it did not read, its key was revoked, or the server ends."""
 
 _AT_ONCE = 100  # events that are written together: some 30 KB
 _FRAMES = 1000
@@ -68,14 +69,18 @@ class Streams:
         self._open = Counter[str]()
         self._frames: dict[str, bytes] = {}
 
-    async def open(self, request: Request, query: EventsQuery, holder: str | None) -> Stream:
+    async def open(
+        self, request: Request, query: EventsQuery, holder: str | None, identify: Callable[[], Awaitable[object]]
+    ) -> Stream:
         """Begins a stream, for a holder if streams are counted; it must be closed.
+
+        ``identify`` raises ApiKeyInvalid once the key was revoked.
 
         Raises InvalidArgument, TooManyStreams, StoreUnavailable.
         """
         if holder is not None and self._most is not None and self._open[holder] >= self._most:
             raise TooManyStreams(self._most)
-        stream = Stream(self, request, query, holder)
+        stream = Stream(self, request, query, holder, identify)
         self.count(holder, 1)
         try:
             await stream.begin()
@@ -106,8 +111,15 @@ class Streams:
 class Stream:
     """One reader's."""
 
-    def __init__(self, streams: Streams, request: Request, query: EventsQuery, holder: str | None) -> None:
-        self._streams, self._request, self._holder = streams, request, holder
+    def __init__(
+        self,
+        streams: Streams,
+        request: Request,
+        query: EventsQuery,
+        holder: str | None,
+        identify: Callable[[], Awaitable[object]],
+    ) -> None:
+        self._streams, self._request, self._holder, self._identify = streams, request, holder, identify
         self._wants = (query.slot_id, query.resource_id)
         # On connecting again a browser says where it was, and its URL still says where it began.
         self._since = request.header(b"last-event-id") or query.since
@@ -129,7 +141,8 @@ class Stream:
         ends = self._streams.ending
         writing = asyncio.ensure_future(self._write(send))
         gone, ending = asyncio.ensure_future(self._request.gone()), asyncio.ensure_future(ends.wait())
-        tasks = {writing, gone, ending}
+        revoked = asyncio.ensure_future(self._revoked())
+        tasks = {writing, gone, ending, revoked}
         end: End = "stopped"
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -137,21 +150,35 @@ class Stream:
                 end = "gone"
             elif writing.done() and isinstance(writing.exception(), TimeoutError):
                 end = "slow"
+            elif revoked.done():
+                end = "revoked"
         finally:
-            writing.cancel()
-            ending.cancel()
+            for task in (writing, ending, revoked):
+                task.cancel()
             await asyncio.wait({writing})
             self._tell(end)
-            if end == "slow" or (end == "stopped" and not await self._say_farewell(send)):
+            if end == "slow" or (end != "gone" and not await self._say_farewell(send, end)):
                 self._request.abort()
                 # By then the server knows, and does not wonder at half an answer.
                 await asyncio.wait({gone}, timeout=_FAREWELL_PATIENCE)
             gone.cancel()
 
-    async def _say_farewell(self, send: Send) -> bool:
+    async def _revoked(self) -> None:
+        """Returns when the key was revoked."""
+        while True:
+            await asyncio.sleep(self._streams.heartbeat)
+            try:
+                await self._identify()
+            except ApiKeyInvalid:
+                return
+            except StoreUnavailable:
+                continue
+
+    async def _say_farewell(self, send: Send, end: End) -> bool:
+        why = b": the API key was revoked\n\n" if end == "revoked" else b": the server ends: come again\n\n"
         try:
             async with asyncio.timeout(_FAREWELL_PATIENCE):
-                await send({"type": "http.response.body", "body": b": the server ends: come again\n\n"})
+                await send({"type": "http.response.body", "body": why})
         except TimeoutError:
             return False
         return True

@@ -121,15 +121,10 @@ def test_the_page_paints_what_happens(
     site = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Site)
     threading.Thread(target=site.serve_forever).start()
     url = f"http://127.0.0.1:{site.server_port}/?url={server.url}&key={key}&resource=court%201"
-    words = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path}",
-    ]
+    words = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command = [str(CHROMIUM), *words, f"--user-data-dir={tmp_path}", url]
     with subprocess.Popen(
-        [str(CHROMIUM), *words, f"--user-data-dir={tmp_path}", url],
+        command,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 
 from overbooked_lock import EmbeddedServer, Event, NewSlot
 from overbooked_lock.http import streams
+from overbooked_lock.http.access import Keyring
 from overbooked_lock.http.endpoints import ENDPOINTS
 from overbooked_lock.http.openapi import document
 
@@ -194,6 +195,21 @@ def test_keys(api: Served) -> None:
     assert error_of(refused) == ("E013", 400)
     assert api.secret.key not in refused.text
     assert error_of(api.call("GET", f"/slots?limit=1&page=1&key={api.public.key}", key=None)) == ("E056", 401)
+
+
+def test_a_key_that_is_revoked_ends_its_streams(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of no other."""
+    monkeypatch.setattr(Keyring, "REMEMBERED", 0.0)
+    api = serve(heartbeat=timedelta(milliseconds=30))
+    with reading(api) as stream, reading(api, key=api.secret.key) as other:
+        stream.block()
+        api.ask(api.engine.revoke_api_key(api.public.id))
+        with pytest.raises(EOFError):
+            while True:
+                stream.block()
+        slot = api.slot()["id"]
+        assert other.next().data["slot_id"] == slot
+    assert number(api, 'overbooked_streams_ended_total{end="revoked"}') == 1
 
 
 def test_head_has_no_stream(api: Served) -> None:
