@@ -368,9 +368,16 @@ class AsyncLockEngine:
                 batch = await batches.get()
                 if self._closed:
                     return
+                # All that is there at once: with many readers that is much less work.
+                events: list[Event] = []
+                while batch is not None:
+                    events += reader.take(batch)
+                    if batches.empty():
+                        break
+                    batch = batches.get_nowait()
+                if events:
+                    yield events
                 if batch is not None:
-                    if events := reader.take(batch):
-                        yield events
                     continue
                 more = True
                 while more:

@@ -46,7 +46,7 @@ class Metrics:
         )
         self.streams_ended = Counter(
             "overbooked_streams_ended",
-            "Streams that ended: the reader went (gone) or did not read (slow), its key was revoked, the server stopped",
+            "Streams that ended: the reader was gone or slow, its key revoked, or the server stopped",
             ["end"],
             registry=own,
         )

@@ -149,10 +149,10 @@ def until(condition: Callable[[], object]) -> None:
 
 
 def waits_in_line(raw: redis.Redis, start: Callable[..., Running], *words: str) -> Running:
-    """Starts a command that waits for a slot, and returns when it has tried to lock it."""
-    before = raw.info("commandstats").get("cmdstat_evalsha", {"calls": 0})["calls"]
+    """Starts a command that waits for a slot, and returns when it has tried to lock it and listens."""
+    before = set(raw.pubsub_channels())
     running = start(*words)
-    until(lambda: raw.info("commandstats")["cmdstat_evalsha"]["calls"] > before)
+    until(lambda: set(raw.pubsub_channels()) - before)
     return running
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -18,8 +19,8 @@ from fastapi import FastAPI
 from jsonschema import Draft202012Validator
 from starlette.applications import Starlette
 
-from overbooked_lock import EmbeddedServer, Event, NewSlot
-from overbooked_lock.http import streams
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, Event, NewSlot, Slot
+from overbooked_lock.http import create_app, streams
 from overbooked_lock.http.access import Keyring
 from overbooked_lock.http.endpoints import ENDPOINTS
 from overbooked_lock.http.openapi import document
@@ -288,6 +289,7 @@ def test_a_store_that_is_away(serve: Callable[..., Served], tmp_path: Any) -> No
     """Is told before the stream begins; one that goes later is waited for, and nothing is missing."""
     with EmbeddedServer(tmp_path / "store") as store:
         api = serve(store=store.url, rate_limit=None)
+        api.engine._timeout = api.engine._coalescer._timeout = 0.5
         with reading(api) as stream:
             stream.block()
             with redis.Redis.from_url(store.url) as operator:
@@ -324,13 +326,13 @@ def test_in_a_host(serve: Callable[..., Served], host: type[Starlette]) -> None:
             stream.block()
 
 
-def test_it_sweeps_where_it_runs(serve: Callable[..., Served], raw: redis.Redis) -> None:
-    """Whether or not anybody listens."""
-    api = serve()
-    slot = api.slot()["id"]
-    name = api.engine._operations._settings.keys.events
-    api.ask(api.engine.lock(slot, lock_for=timedelta(milliseconds=300)))
-    heard: Any = raw.xread({name: "$"}, block=10_000)
+async def test_it_sweeps_while_it_runs(
+    async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Also in a host's lifespan, and whether or not anybody listens."""
+    async with create_app(async_lock_engine).running():
+        await async_lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=300))
+        heard: Any = await asyncio.to_thread(raw.xread, {f"{lock_namespace}:slots:events": "$"}, block=4_000)
     [[_, [[_, fields]]]] = heard
     assert fields["events"].startswith("expired\t")
 

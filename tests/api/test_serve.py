@@ -226,7 +226,7 @@ def test_ends_of_locks_are_told_where_it_serves(
     """In time, though nobody listens and no lock follows."""
     start("--workers", "2")
     lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=100))
-    heard: Any = raw.xread({f"{lock_namespace}:slots:events": "$"}, block=10_000)
+    heard: Any = raw.xread({f"{lock_namespace}:slots:events": "$"}, block=4_000)
     [[_, [[_, fields]]]] = heard
     assert fields["events"].startswith(f"expired\t{slot.id}\t")
 

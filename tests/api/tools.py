@@ -64,6 +64,8 @@ class Served:
                 await app(scope, receive, send)
 
             options: dict[str, Any] = {"access_log": False, "ws": "none", "proxy_headers": False, "http": _Protocol}
+            # Without its lifespan: what sweeps on the server that all tests share disturbs those that count calls.
+            options["lifespan"] = "off"
             config = uvicorn.Config(tell, port=0, log_config=None, **options)
             self.server = uvicorn.Server(config)
             serving = asyncio.ensure_future(self.server.serve())
