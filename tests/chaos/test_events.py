@@ -222,7 +222,7 @@ def test_a_reader_that_is_cut_off_and_killed_hears_all(
         finishing.join()
         over.set()
         threads[0].join()
-    assert starts > 2
+    assert starts >= 2
     found: Told = defaultdict(list)
     for event in heard[:-1]:
         found[event.slot_id].append((event.type, event.fencing_token))
