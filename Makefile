@@ -27,7 +27,7 @@ demo: $(READY) ## Run the demo: a race for slots, and a crash
 	@$(BIN)/overbooked-lock demo
 
 test: $(READY) ## Run the tests (under 5 minutes)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(READY) ## Run the tests in their long versions
 	OVERBOOKED_SOAK=1 $(BIN)/python -m pytest --timeout 3600

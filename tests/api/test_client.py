@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,6 +20,7 @@ from overbooked_lock.client import AsyncOverbooked, Overbooked, RequestFailed, R
 
 from .tools import Served
 
+DOCS = Path(__file__).parents[2] / "docs" / "http.md"
 HOUR = timedelta(hours=1)
 START = datetime(2030, 6, 1, 18, tzinfo=UTC)
 
@@ -221,6 +224,18 @@ def test_whoever_else_answers_is_a_result_too(connect: Callable[..., Overbooked]
         error = failed(client.slot.get("s"))
         thread.join()
     assert (error.code, error.details) == ("E070", {"outcome": "unknown"})
+
+
+def test_the_example_in_the_reference_works(api: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    """As it is printed, but for the key and the address."""
+    programs = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    [program] = [program for program in programs if "overbooked_lock.client" in program]
+    api.ask(api.engine.create_slot(new_slot(id="court-1-18h")))
+    names: dict[str, Any] = {}
+    exec(program.replace("sk_…", api.secret.key).replace("http://127.0.0.1:8080", api.url), names)  # noqa: S102
+    assert names["result"].fencing_token is not None
+    assert names["booking"].slot_id == "court-1-18h"
+    assert str(names["result"].fencing_token) in capsys.readouterr().out
 
 
 def test_no_key_is_shown(api: Served, shop: Overbooked) -> None:
