@@ -64,6 +64,16 @@ BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
     "list_api_keys": (calls.list_api_keys, (0, 10), ""),
     "keep_answer": (calls.keep_answer, calls.AnswerRequest("n", "{}", 1000), "kept earlier corrupt"),
     "get_answer": (calls.get_answer, "n", ""),
+    "claim_request": (
+        calls.claim_request,
+        calls.RequestClaim("n", "o", "f", 1000),
+        "claimed working answered other corrupt",
+    ),
+    "answer_request": (
+        calls.answer_request,
+        calls.RequestAnswer("n", "o", "f", 1000, "c", "t"),
+        "published earlier",
+    ),
     "revoke_api_key": (calls.revoke_api_key, calls.RevokeRequest("0" * 16), "revoked not_found"),
 }
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua"))
