@@ -7,6 +7,7 @@ writes it. ``docs/cli.md`` is the reference.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import os
@@ -172,6 +173,9 @@ Until = Annotated[
 Wait = Annotated[
     timedelta | None,
     typer.Option(parser=duration, metavar="DURATION", help="How long to wait for a slot that another key holds."),
+]
+SidecarName = Annotated[
+    str, typer.Option("--name", metavar="NAME", help="The sidecar's: goes into the names of its channels.")
 ]
 Url = Annotated[
     str | None,
@@ -565,6 +569,91 @@ def _serve(
         )
     )
     return 0
+
+
+@app.command("sidecar")
+def _sidecar(
+    name: SidecarName,
+    max_requests: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Requests under way at a time; one more is told to come again.")
+    ] = 1000,
+    keep_answers: Annotated[
+        timedelta | None,
+        typer.Option(
+            parser=duration,
+            metavar="DURATION",
+            show_default="2m",
+            help="How long a request that comes again gets the same answer.",
+        ),
+    ] = None,  # typer would parse a default, too
+    health_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="A file that is written every 2 s while all is well."),
+    ] = None,
+    log_format: Annotated[Literal["text", "json"], typer.Option(help="How to log, on stderr.")] = "text",
+    unregistered: Annotated[
+        Literal["refuse", "allow"], typer.Option(help="What to do with a slot that was never created.")
+    ] = "refuse",
+    url: Url = None,
+    namespace: Namespace = "",
+) -> int:
+    """Answer requests from Redis pub/sub, until SIGTERM or Ctrl-C.
+
+    A service in any language that has a Redis client can use it.
+    """
+    process = _part_of_http("sidecar.process")
+    process.run(
+        process.Settings(
+            name=name,
+            url=url,
+            folder=_data_folder(),
+            namespace=namespace,
+            unregistered=unregistered,
+            max_requests=max_requests,
+            keep_answers=process.KEEP_ANSWERS_FOR if keep_answers is None else keep_answers,
+            health_file=health_file,
+            log_format=log_format,
+        )
+    )
+    return 0
+
+
+@app.command("acl")
+def _acl(
+    name: SidecarName,
+    client: Annotated[
+        str, typer.Option(metavar="NAME", help="A client's name, as it says in its requests.")
+    ] = "client",
+    namespace: Namespace = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Answer with one JSON document, errors too.")] = False,
+) -> int:
+    """Print the Redis ACL rules of a sidecar's user and of a client's, with the least rights that do.
+
+    Put a password in the place of <password>, and say what is printed to redis-cli.
+    """
+    acl = _part_of_http("sidecar.acl")
+    users = {
+        f"sidecar-{name}": acl.sidecar_rules(name, namespace),
+        f"{client}-of-{name}": acl.client_rules(name, client),
+    }
+    lines = [
+        " ".join(["ACL SETUSER", user, "reset", "on", "'><password>'", *(_quoted(rule) for rule in rules)])
+        for user, rules in users.items()
+    ]
+    _show(Answer(users, "\n\n".join(lines)), as_json=as_json)
+    return 0
+
+
+def _quoted(rule: str) -> str:
+    return f"'{rule}'" if rule[0] in "(&~" else rule
+
+
+def _part_of_http(module: str) -> Any:
+    """A module that needs the extra. Raises OverbookedError."""
+    try:
+        return importlib.import_module(f"overbooked_lock.{module}")
+    except ImportError as missing:
+        raise OverbookedError('the sidecar is in an extra: pip install "overbooked-lock[http]"') from missing
 
 
 @_command(slot_commands, "create")
