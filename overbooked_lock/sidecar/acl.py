@@ -7,12 +7,13 @@ from overbooked_lock.errors import InvalidArgument
 from overbooked_lock.keys import Keys
 from overbooked_lock.sidecar.requests import Channels
 
-_OF_CONNECTIONS = ("auth", "ping", "select")
+_OF_CONNECTIONS = ("auth", "hello", "ping", "select")
 
 COMMANDS = (
-    "del", "eval", "evalsha", "exists", "get", "hdel", "hlen", "hmget", "hset", "info", "mget", "pexpireat", "pttl",
-    "publish", "set", "subscribe", "time", "type", "unsubscribe", "xadd", "xlen", "xrange", "xrevrange", "zadd",
-    "zcard", "zcount", "zlexcount", "zmscore", "zrange", "zrangebylex", "zrangebyscore", "zrem", "zscore",
+    "del", "eval", "evalsha", "exists", "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "info",
+    "mget", "pexpireat", "pttl", "publish", "set", "subscribe", "time", "type", "unsubscribe", "xadd", "xlen",
+    "zadd", "zcard", "zcount", "zlexcount", "zmscore", "zrange", "zrangebylex", "zrangebyscore", "zrem",
+    "zscore",
 )  # fmt: skip
 """What a sidecar sends, and what its scripts call: those of API keys and of lists for operators are not among them."""
 

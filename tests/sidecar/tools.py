@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import redis.asyncio
 
+from overbooked_lock.sidecar.operations import OPS
 from overbooked_lock.sidecar.requests import Channels
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
@@ -36,8 +37,11 @@ class Client:
         self.name = name
         self.replies: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         self._came = asyncio.Condition()
-        self._redis = redis.asyncio.Redis.from_url(url, protocol=2)
+        self._redis = self.connect(url)
         self._pubsub = self._redis.pubsub(ignore_subscribe_messages=True)
+
+    def connect(self, url: str) -> redis.asyncio.Redis:
+        return redis.asyncio.Redis.from_url(url, protocol=2)
 
     async def __aenter__(self) -> Self:
         await self.hear(self.channels.of(self.name))
@@ -49,7 +53,7 @@ class Client:
     ) -> None:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
-        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+        await self._pubsub.aclose()
         await self._redis.aclose()
 
     async def hear(self, channel: str) -> None:
@@ -149,3 +153,45 @@ class Running:
         """Whatever it does, it is over."""
         with self.process, contextlib.suppress(ProcessLookupError):
             os.kill(self.process.pid, signal.SIGKILL)
+
+
+async def use_everything(client: Client) -> None:
+    """Asks for every operation at least once, with success; the slots are the client's own."""
+    used = set()
+
+    async def ask(op: str, **fields: Any) -> Any:
+        used.add(op)
+        return await client.data(op, **fields)
+
+    dates = {"start_date": "2030-06-01T18:00:00Z", "end_date": "2030-06-01T19:00:00Z"}
+    slots = [(await ask("create_slot", resource_id="r", capacity=2, **dates))["id"] for _ in range(2)]
+    slot, key = {"slot_id": slots[0]}, {"lock_key": "k"}
+    await ask("ping")
+    await ask("lock", **slot, **key, lock_for_ms=60_000)
+    await ask("extend", **slot, **key, lock_for_ms=90_000)
+    await ask("check", **slot, **key)
+    await ask("unlock", **slot, **key)
+    await ask("lock", **slot, **key, lock_for_ms=30)
+    # Waiting listens to what happens, and sweeps.
+    await ask("lock", **slot, lock_key="next", lock_for_ms=60_000, wait_ms=5_000)
+    await ask("unlock", **slot, lock_key="next")
+    await ask("lock_many", slot_ids=slots, **key, lock_for_ms=60_000)
+    await ask("extend_many", slot_ids=slots, **key, lock_for_ms=90_000)
+    await ask("unlock_many", slot_ids=slots, **key)
+    booking = {"booking_id": (await ask("book", **slot, metadata={"a": 1}))["id"]}
+    await ask("cancel", **booking)
+    await ask("enable", **booking)
+    await ask("reschedule", **booking, target_slot_id=slots[1])
+    await ask("get_booking", **booking)
+    await ask("update_booking", **booking, metadata={"a": 2})
+    for filters in ({}, {"slot_id": slots[0]}, {"resource_id": "r"}):
+        await ask("list_bookings", limit=5, page=1, **filters)
+    await ask("delete_booking", **booking)
+    await ask("get", **slot)
+    await ask("update_slot", **slot, capacity=3)
+    await ask("disable_slot", **slot)
+    await ask("enable_slot", **slot)
+    for filters in ({}, {"resource_id": "r"}, {"available": True}, dates):
+        await ask("list_slots", limit=5, page=1, **filters)
+    await ask("delete_slot", **slot)
+    assert used == set(OPS)
