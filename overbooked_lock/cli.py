@@ -1025,6 +1025,7 @@ _OUR_WORDS = {
     "end_date": "--end",
     "fencing_token": "--fencing-token",
     "max_lifetime": "--max-lifetime",
+    "keep_answers": "--keep-answers",
     "key_id": "ID",
     "timedelta": "duration",
     "datetime": "date",
