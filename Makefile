@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test soak check test-servers test-pythons bench-quick bench-http build clean
+.PHONY: help setup run demo test soak check test-servers test-pythons bench-quick bench-http bench-sidecar build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -38,7 +38,7 @@ check: $(READY) ## Lint and type-check
 	$(BIN)/mypy
 
 # What stands between a server and us; the rest of the suite does not depend on it.
-SERVER_TESTS := tests/lua tests/integration tests/chaos
+SERVER_TESTS := tests/lua tests/integration tests/chaos tests/sidecar
 DEBIAN_REDIS := /usr/bin/redis-server
 
 test-servers: $(READY) $(DEBIAN_REDIS) ## Run the tests on Valkey 9.1 and on Redis 6.2, 7.0 (Debian's) and 8.2
@@ -61,6 +61,9 @@ bench-quick: $(READY) ## Compare with redis-py's own Lock, in under a minute
 
 bench-http: $(READY) ## Locks over HTTP, against an app that one would write without us
 	$(BIN)/python -m benchmarks.http
+
+bench-sidecar: $(READY) ## Count the requests a second that a sidecar answers, in under a minute
+	$(BIN)/python -m benchmarks.sidecar
 
 build: $(READY) ## Build the wheel and the sdist
 	$(BIN)/python -m build --no-isolation

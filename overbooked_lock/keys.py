@@ -17,7 +17,7 @@ colon and is not one of our own first words, so no slot id of one namespace can 
 ``bookings:resources``   sorted set resource, when it was made and booking id as one text
 ``holder:<h>:locks``     hash       slot id → fencing token of the locks made under a holder's quota
 ``api:keys``             hash       SHA-256 of an API key → its record: see ``lua/create_api_key.lua``
-``answer:<name>``        string     an answer that is kept for a while
+``answer:<name>``        string     an answer that is kept for a while, or a sidecar's claim
 ======================== ========== ==============================================================
 """
 
