@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import secrets
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -260,17 +261,24 @@ class Sidecar:
     # Claims
 
     async def _claim(self, claim: RequestClaim) -> Claimed:
-        outcome = await self._run(calls.claim_request, claim)
-        if isinstance(outcome, OverbookedError):
-            raise outcome
-        claimed: Claimed = outcome
-        return claimed
+        while True:
+            asked_at = time.monotonic()
+            outcome = await self._run(calls.claim_request, claim)
+            if isinstance(outcome, OverbookedError):
+                raise outcome
+            claimed: Claimed = outcome
+            # A claim whose lease was over on its way here (we were stopped, say) is another's by now, perhaps.
+            if claimed.state != "claimed" or time.monotonic() - asked_at < LEASE:
+                return claimed
 
     def _look_again(self, heard: Heard, give_up_at: float, seconds: float) -> None:
         """Somebody works on it: look whether there is an answer when their lease should be over."""
         loop = asyncio.get_running_loop()
         due = loop.time() + max(seconds, 0.0) + 0.005
-        if due >= give_up_at or len(self._watched) >= self._most * _WATCHED_PER_REQUEST:
+        if due >= give_up_at:
+            return
+        if len(self._watched) >= self._most * _WATCHED_PER_REQUEST:
+            self.counts["unwatched"] += 1
             return
         handle: asyncio.TimerHandle
 

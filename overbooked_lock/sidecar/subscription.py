@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -17,8 +18,11 @@ from redis.exceptions import ResponseError
 
 from overbooked_lock import store
 
-_QUIET_SECONDS = 2.0
+_QUIET_SECONDS = 2.5
 """A connection that was silent for so long is asked whether it lives, and has as long to answer."""
+
+_STALLED_SECONDS = 5.0
+"""Who did not run for so long does not take what came in the meantime: nobody waits for it any more, perhaps."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 _MOST_PENDING = 8 * 1024 * 1024  # bytes of a message that is not whole: far more than any request may have
@@ -94,13 +98,17 @@ class Subscription:
                     asked = True
                     wire.send("PING")
                 wire.heard = False
+                wire.ran_at = time.monotonic()
         finally:
             self._wire = None
             await connection.disconnect(nowait=True)
 
 
 class _Wire(asyncio.Protocol):
-    """The connection of a subscription. ``over`` gets why it ended, ``heard`` tells whether anything came."""
+    """The connection of a subscription.
+
+    ``over`` gets why it ended, ``heard`` tells whether anything came, and ``ran_at`` when this process surely ran.
+    """
 
     def __init__(self, connection: Any, owner: Subscription) -> None:
         self._transport = cast("asyncio.Transport", connection._writer.transport)  # noqa: SLF001 - no public way
@@ -110,6 +118,7 @@ class _Wire(asyncio.Protocol):
         self.over: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.unsubscribed = asyncio.Event()
         self.heard = False
+        self.ran_at = time.monotonic()
         self._transport.set_protocol(self)
 
     def send(self, *words: str) -> None:
@@ -117,7 +126,12 @@ class _Wire(asyncio.Protocol):
         self._transport.write(packed)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = True
+        now = time.monotonic()
+        if now - self.ran_at > _STALLED_SECONDS:
+            # What the server and the network still hold for us goes with the connection.
+            self._end(ConnectionAbortedError("this process was stopped for a while"))
+            return
+        self.heard, self.ran_at = True, now
         self._pending += len(data)
         try:
             self._reader.feed(data)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import re
+import shlex
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,11 +63,12 @@ def users(operator: redis.Redis, name: str) -> list[str]:
     """The names of the users, made as it is printed: the sidecar's, and two clients'."""
     made = []
     for client in ("web", "other"):
-        command = [PROGRAM, "acl", "--name", name, "--client", client, "--namespace", NAMESPACE, "--json"]
+        command = [PROGRAM, "acl", "--name", name, "--client", client, "--namespace", NAMESPACE]
         printed = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
-        for user, rules in json.loads(printed)["data"].items():
-            operator.execute_command("ACL", "SETUSER", user, "reset", "on", f">{PASSWORD}", *rules)
-            made.append(user)
+        for line in filter(None, printed.splitlines()):
+            words = shlex.split(line.replace("<password>", PASSWORD))
+            operator.execute_command(*words)
+            made.append(words[2])
     assert made == [f"sidecar-{name}", f"web-of-{name}", f"sidecar-{name}", f"other-of-{name}"]
     return [made[0], made[1], made[3]]
 

@@ -215,3 +215,43 @@ async def test_answers_are_kept_for_a_while(
         first = await client.ask(**request)
         assert (await client.ask(**request))["data"] == first["data"]
     assert (await async_lock_engine.get_slot(slot.id)).num_bookings == 1
+
+
+async def test_what_came_while_it_did_not_run(sidecar: Sidecar, client: Client, place: Any) -> None:
+    """Is left alone: it may be older than any answer that is kept. Whoever still waits asks again."""
+    slot = await place()
+    assert sidecar._subscription is not None
+    assert sidecar._subscription._wire is not None
+    sidecar._subscription._wire.ran_at -= 60
+    request = client.request("book", slot_id=slot.id)
+    await client.publish(request)
+    while sidecar.subscribed:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.002)
+    await sidecar.wait_subscribed()
+    assert (sidecar.counts["heard"], client.replies) == (0, {})
+    assert await client.data(**request)
+
+
+async def test_a_claim_that_was_long_on_its_way(
+    sidecar: Sidecar, client: Client, place: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Is made anew: another one may have done the work."""
+    slot = await place()
+    request = client.request("book", slot_id=slot.id)
+    run, asked = sidecar._run, list[Any]()
+
+    async def late(build: Any, step: Any) -> Any:
+        outcome = await run(build, step)
+        if build is calls.claim_request and not asked:
+            asked.append(step)
+            done = RequestAnswer(step.name, "another", step.fingerprint, 60_000, "x", json.dumps({"id": request["id"]}))
+            await run(calls.answer_request, done)
+            monkeypatch.setattr("overbooked_lock.sidecar.sidecar.LEASE", 0)
+            asyncio.get_running_loop().call_soon(monkeypatch.setattr, "overbooked_lock.sidecar.sidecar.LEASE", 1.0)
+        return outcome
+
+    monkeypatch.setattr(sidecar, "_run", late)
+    await client.publish(request)
+    assert await client.reply(request["id"]) == {"id": request["id"]}
+    monkeypatch.undo()
+    assert (await client.data("get", slot_id=slot.id))["num_bookings"] == 0

@@ -85,6 +85,16 @@ async def test_it_waits_for_a_store_that_is_not_there(start: Start, name: str, t
             assert await asyncio.to_thread(running.stop) == 0
 
 
+def test_it_can_be_stopped_while_it_waits(start: Start) -> None:
+    """For a store that never comes."""
+    running = start(wait=False, OVERBOOKED_LOCK_URL="unix:///nowhere/at-all.sock")
+    deadline = time.monotonic() + PATIENCE
+    while "broke" not in running.log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    assert running.stop() == 0
+
+
 def listeners(operator: redis.Redis, name: str) -> int:
     """How many sidecars hear requests."""
     [(_, count)] = operator.pubsub_numsub(f"overbooked:sidecar:{name}:requests")
