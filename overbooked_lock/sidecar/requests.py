@@ -295,9 +295,9 @@ def read(message: bytes, channels: Channels, models: Mapping[str, type[RequestBo
             raise InvalidArgument("message", f"must be at most {MAX_MESSAGE:,} bytes")
         try:
             given = inputs.read_json(message)
-        except InvalidArgument:
+        except InvalidArgument as error:
             address = _address(_whatever(message), channels)
-            raise
+            raise InvalidArgument("message", str(error).removeprefix("body ")) from None
         address = _address(given, channels)
         if not isinstance(given, dict):
             raise InvalidArgument("message", "must be a JSON object")
