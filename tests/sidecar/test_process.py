@@ -111,8 +111,8 @@ async def until(happened: Callable[[], object]) -> None:
 def test_without_a_url_it_brings_its_own_store(start: Start, tmp_path: Path) -> None:
     """In the user's data folder, as every command does; it is stopped with it."""
     running = start(OVERBOOKED_LOCK_URL="", OVERBOOKED_LOCK_NAMESPACE="")
-    assert (tmp_path / "data/overbooked-lock/server.sock").exists()
     assert running.stop() == 0
+    assert (tmp_path / "data/overbooked-lock/server.json").exists()
     assert not (tmp_path / "data/overbooked-lock/server.sock").exists()
 
 
