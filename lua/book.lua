@@ -18,6 +18,9 @@ local FIRST_KEY, HEAD, STRIDE = 7, 5, 5
 -- include: naming
 -- include: bookings
 -- include: counters
+-- include: queue
+-- include: turns
+-- include: due
 -- include: taking
 
 local booking_names, bookings = {}, {}
@@ -62,10 +65,12 @@ for i = 1, count do
     redis.call('SET', booking_names[i], write_booking(booking))
     index_booking(argument(i, 2), booking)
     tell('booked', ids[i], records[ids[i]])
+    pass_on(i, argument(i, 3))
   end
   local at = #reply
   reply[at + 1], reply[at + 2] = tag, tag == 'booked' and write_booking(bookings[argument(i, 2)])
   reply[at + 3] = until_ms or 0
 end
 publish()
+write_lines()
 return reply

@@ -15,6 +15,8 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 10
 -- include: record
 -- include: entries
 -- include: index
+-- include: queue
+-- include: due
 -- include: view
 
 -- Both indexes must be what they should be before the first record is written.

@@ -15,6 +15,7 @@ local FIRST_KEY, HEAD, STRIDE = 9, 4, 1
 -- include: naming
 -- include: bookings
 -- include: index
+-- include: queue
 -- include: remove
 
 local reply = {now_us}

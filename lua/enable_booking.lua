@@ -15,6 +15,9 @@ local HEAD, STRIDE, TARGET = 4, 2, nil
 -- include: locks
 -- include: availability
 -- include: counters
+-- include: queue
+-- include: turns
+-- include: due
 -- include: taking
 
 for i = 1, count do
@@ -29,9 +32,11 @@ for i = 1, count do
       count_bookings(at, 0, -1)
       keep(i, booking)
       tell('booked', booking.slot_id, records[booking.slot_id])
+      pass_on(at, argument(i, 2))
     end
   end
   answer(i, tag or 'enabled', until_ms)
 end
 publish()
+write_lines()
 return reply

@@ -8,12 +8,14 @@
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 -- Tags: yours, gone, taken, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
 local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
-local MAKES = false
+local FAIR, MAKES = false, false
 -- include: clock
 -- include: slots
 -- include: events
 -- include: locks
 -- include: availability
 -- include: naming
+-- include: queue
+-- include: turns
 -- include: lapsed
 -- include: grant

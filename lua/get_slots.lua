@@ -10,6 +10,8 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 2
 -- include: events
 -- include: locks
 -- include: availability
+-- include: queue
+-- include: due
 -- include: view
 
 local reply = {now_us}

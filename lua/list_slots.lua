@@ -8,7 +8,7 @@
 --   skip matches, up to limit
 -- Reply: now_us, next_cursor, matched, then per slot: slot_id, record, locked_until_ms, available
 --   next_cursor is 0 at the end
-local expiry, starts, resources = KEYS[2], KEYS[4], KEYS[5]
+local locks, expiry, starts, resources = KEYS[1], KEYS[2], KEYS[4], KEYS[5]
 local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 -- include: clock
@@ -16,6 +16,7 @@ local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonum
 -- include: record
 -- include: entries
 -- include: naming
+-- include: queue
 
 -- What ends at a date started before it, so both bounds narrow the range of starts.
 local filtered = to_ms ~= '' or wanted ~= ''
@@ -49,6 +50,7 @@ end
 local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))
 local dates = redis.call('ZMSCORE', expiry, unpack(ids))
+local tokens = redis.call('HMGET', locks, unpack(ids))
 
 local function ends_in_time(record)
   return to_ms == '' or tonumber(read_record(record).end_ms) <= tonumber(to_ms)
@@ -58,14 +60,15 @@ local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for i, id in ipairs(ids) do
   local record = records[i]
   if record and unbookable(record) ~= 'corrupt' and ends_in_time(record) then
-    local lock = keys[i] and {key = keys[i]}
+    local lock = keys[i] and {key = keys[i], until_ms = tonumber(dates[i]) or 0}
+      or is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
     local open = available(record, lock, lock_key)
     if wanted == '' or tostring(open) == wanted then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
         local at = #reply
         reply[at + 1], reply[at + 2] = id, record
-        reply[at + 3], reply[at + 4] = lock and tonumber(dates[i]) or 0, open
+        reply[at + 3], reply[at + 4] = lock and lock.until_ms or 0, open
       end
     end
   end

@@ -13,13 +13,15 @@
 --   once than the quota allows
 -- Tags: locked, yours, taken, too_many, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
 local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
-local MAKES = true
+local FAIR, MAKES = false, true
 -- include: clock
 -- include: slots
 -- include: events
 -- include: locks
 -- include: availability
 -- include: naming
+-- include: queue
+-- include: turns
 -- include: lapsed
 -- include: quota
 -- include: grant

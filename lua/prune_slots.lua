@@ -13,6 +13,7 @@ local before_ms, skip, chunk = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- include: naming
 -- include: bookings
 -- include: index
+-- include: queue
 -- include: remove
 
 local ids = redis.call('ZRANGEBYSCORE', starts, '-inf', '(' .. ARGV[5], 'LIMIT', skip, chunk)

@@ -16,6 +16,9 @@ local HEAD, STRIDE, TARGET = 4, 3, 2
 -- include: locks
 -- include: availability
 -- include: counters
+-- include: queue
+-- include: turns
+-- include: due
 -- include: taking
 
 local function move(i, booking)
@@ -29,6 +32,7 @@ local function move(i, booking)
     tell('cancelled', ids[from], records[ids[from]])
     booking.lock = take(to, argument(i, 3))
     tell('booked', ids[to], records[ids[to]])
+    pass_on(to, argument(i, 3))
   else
     count_bookings(from, 0, -1)
     count_bookings(to, 0, 1)
@@ -50,4 +54,5 @@ for i = 1, count do
   answer(i, tag or 'rescheduled', until_ms)
 end
 publish()
+write_lines()
 return reply

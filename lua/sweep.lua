@@ -1,18 +1,22 @@
 -- Guarantee: each lock that ended by its date is told of as "expired" once, whoever sweeps and however often, and then
--- forgotten; the one that ended first is told of first.
+-- forgotten; the one that ended first is told of first. Its slot goes to the first in line, if there is a line.
 -- KEYS: locks, expiry, events
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, most
 -- Reply: now_us, swept, next_ms
 --   next_ms is when the next lock ends, and 0 if there is none
 local locks, expiry = KEYS[1], KEYS[2]
-local lapsed = {}
+local lapsed, last_token = {}, nil
 -- include: clock
 -- include: naming
 -- include: events
+-- include: availability
+-- include: queue
+-- include: turns
 -- include: lapsed
 
 local gone = lapsed_locks(tonumber(ARGV[5]))
 publish()
 forget(gone)
+write_lines()
 local next_one = redis.call('ZRANGE', expiry, 0, 0, 'WITHSCORES')
 return {now_us, #gone, tonumber(next_one[2]) or 0}

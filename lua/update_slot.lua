@@ -16,6 +16,8 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 9
 -- include: record
 -- include: entries
 -- include: index
+-- include: queue
+-- include: due
 -- include: view
 local FIELDS_GIVEN = {
   'lockable', 'status', 'capacity', 'start_ms', 'end_ms', 'start_date', 'end_date', 'metadata',

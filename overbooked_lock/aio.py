@@ -116,9 +116,10 @@ class AsyncLockEngine:
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
         quota: Quota | None = None,
+        fair: bool = False,
     ) -> Lock:
         """Locks a slot until a date, or for a duration from Redis' now."""
-        return await self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota))
+        return await self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota, fair))
 
     async def lock_many(
         self,
@@ -185,9 +186,10 @@ class AsyncLockEngine:
         wait: timedelta | None = None,
         renew: bool = True,
         max_lifetime: timedelta | None = None,
+        fair: bool = False,
     ) -> AsyncHold:
         """Holds a slot for the body of a ``with``: locks it, renews the lock, unlocks it whatever happens."""
-        return AsyncHold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime)
+        return AsyncHold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
 
     async def list_locks(self) -> list[LiveLock]:
         """All live locks, by their end: for operators. Raises StoreUnavailable."""
@@ -442,7 +444,7 @@ class AsyncLockEngine:
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         if isinstance(step, Listen):
-            return self._listener.waiter(step.slot_id)
+            return self._listener.waiter(step.slot_id, step.ticket)
         if isinstance(step, Await):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(step.waiter.bell.wait(), step.seconds)

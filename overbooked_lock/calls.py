@@ -84,6 +84,16 @@ class LockRequest(NamedTuple):
     key_is_new: bool = False
     """The engine made the key for this very request: nobody can have held the slot with it before."""
     quota: Quota | None = None
+    ticket: str = ""
+    """Its place in the line of a slot, if it waits fairly."""
+
+
+class LeaveRequest(NamedTuple):
+    """Who no longer waits fairly for a slot."""
+
+    slot_id: str
+    lock_key: str
+    ticket: str
 
 
 class ClaimRequest(NamedTuple):
@@ -228,20 +238,34 @@ def _own_work(request: Any, outcome: Any) -> Any:
     return True if removal and outcome is False else outcome
 
 
-def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
+def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each", *, fair: bool = False) -> Call:
     names = settings.keys
     args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
     for request in requests:
         args += request[:3]
         quota = request.quota
         args.append("" if quota is None else f"{quota.most} {names.locks_of(quota.holder)}")
+        if fair:
+            args.append(request.ticket)
     keys = names.of_locks(_ids(requests))
-    return Call(scripts.LOCK, keys, args, partial(_granted, settings, requests, _locked_by_another))
+    script = scripts.LOCK_FAIR if fair else scripts.LOCK
+    return Call(script, keys, args, partial(_granted, settings, requests, _locked_by_another))
 
 
 def lock_many(settings: Settings, requests: Sequence[LockRequest]) -> Call:
     """All or nothing."""
     return lock(settings, requests, "all")
+
+
+def lock_fair(settings: Settings, requests: Sequence[LockRequest]) -> Call:
+    """Who finds a slot taken joins its line, or stays there."""
+    return lock(settings, requests, fair=True)
+
+
+def leave_queue(settings: Settings, requests: Sequence[LeaveRequest]) -> Call:
+    """The outcome is True for a ticket that this call took out of its line."""
+    keys = settings.keys.of_locks(_ids(requests))
+    return Call(scripts.LEAVE_QUEUE, keys, _fields(requests), lambda reply, _: [tag == b"left" for tag in reply[1:]])
 
 
 def extend(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call:
@@ -578,7 +602,7 @@ def _granted(
     outcomes: list[Lock | OverbookedError] = []
     now_us = reply[0]
     for request, (tag, record, until_ms, token) in zip(requests, _rows(reply), strict=True):
-        slot_id, lock_key, _, _, key_is_new, quota = request
+        slot_id, lock_key, _, _, key_is_new, quota, _ = request
         if tag in (b"locked", b"yours"):
             # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
             already_held = tag == b"yours" and not key_is_new

@@ -134,6 +134,7 @@ class LockEngine:
         lock_for: timedelta | None = None,
         wait: timedelta | None = None,
         quota: Quota | None = None,
+        fair: bool = False,
     ) -> Lock:
         """Locks a slot until a date, or for a duration from Redis' now.
 
@@ -149,17 +150,20 @@ class LockEngine:
             wait: How long to wait for a slot that another key holds.
             quota: How many live locks one holder may have, this one included. A lock that the key has already
                 costs nothing. Not waited for.
+            fair: Wait in line: who came first gets the slot first, by Redis' clock and across processes, and nobody
+                who does not wait in line gets it before. A waiter that died delays the next by up to 3 seconds.
 
         Raises:
-            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``.
+            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``; or ``fair`` without
+                ``wait``.
             SlotNotFound: No such slot.
             SlotNotLockable: It is not lockable, disabled, or full.
-            SlotLocked: Another key holds it (still, after ``wait``).
+            SlotLocked: Another key holds it (still, after ``wait``), or somebody waits in line for it.
             TooManyLocks: The slot is free, and the quota's holder has as many live locks as it may.
             StoreCorrupt: The slot's keys hold something else.
             StoreUnavailable: Redis did not answer within the engine's ``timeout``.
         """
-        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota))
+        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota, fair))
 
     def lock_many(
         self,
@@ -172,6 +176,8 @@ class LockEngine:
         quota: Quota | None = None,
     ) -> list[Lock]:
         """Locks up to 512 slots with one key: all of them or none, in one step; under a quota, each counts.
+
+        There is no line for several slots: who waits here waits unfairly, behind those who wait in line for one.
 
         Raises what :meth:`lock` raises; the error is that of the first slot in the way, and names it.
         """
@@ -250,6 +256,7 @@ class LockEngine:
         wait: timedelta | None = None,
         renew: bool = True,
         max_lifetime: timedelta | None = None,
+        fair: bool = False,
     ) -> Hold:
         """Holds a slot for the body of a ``with``: locks it, renews the lock, unlocks it whatever happens.
 
@@ -263,8 +270,9 @@ class LockEngine:
             wait: How long to wait for a slot that another key holds.
             renew: Renew in the background, every third of ``lock_for``.
             max_lifetime: The lock is never renewed past this, counted from its start.
+            fair: Wait in line, as :meth:`lock` does.
         """
-        return Hold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime)
+        return Hold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
 
     def list_locks(self) -> list[LiveLock]:
         """All live locks, by their end: for operators. Raises StoreUnavailable."""
@@ -637,7 +645,7 @@ class LockEngine:
                 raise StoreUnavailable("not_applied", "this engine is closed")
             return None
         if isinstance(step, Listen):
-            return self._listener.waiter(step.slot_id)
+            return self._listener.waiter(step.slot_id, step.ticket)
         if isinstance(step, Await):
             step.waiter.bell.wait(step.seconds)
             step.waiter.bell.clear()

@@ -160,10 +160,13 @@ B = TypeVar("B", bound=Bell)
 
 
 class Waiter(Generic[B]):
-    """Who waits for a slot to come free. ``bell`` rings when it may be: a hint, so try again, and then wait again."""
+    """Who waits for a slot to come free. ``bell`` rings when it may be: a hint, so try again, and then wait again.
 
-    def __init__(self, slot_id: str, bell: B, close: Callable[[Waiter[B]], None]) -> None:
-        self.slot_id, self.bell, self._close = slot_id, bell, close
+    ``ticket`` is its place in the slot's line, empty if it waits unfairly.
+    """
+
+    def __init__(self, slot_id: str, ticket: str, bell: B, close: Callable[[Waiter[B]], None]) -> None:
+        self.slot_id, self.ticket, self.bell, self._close = slot_id, ticket, bell, close
 
     def close(self) -> None:
         """Waits no longer."""
@@ -222,10 +225,16 @@ class _Audience:
                 waiter.bell.set()
 
     def _wake(self, text: str) -> None:
+        awake: dict[str, str | None] = {}
         for line in text.split("\n"):
-            kind, _, rest = line.partition("\t")
-            if kind in _FREES:
-                for waiter in tuple(self._waiters.get(rest.partition("\t")[0], ())):
+            columns = line.split("\t")
+            if columns[0] in _FREES:
+                awake[columns[1]] = None
+            elif len(columns) > 5:
+                awake[columns[1]] = columns[5]  # it was given to the first in line: nobody else need ask
+        for slot_id, only in awake.items():
+            for waiter in tuple(self._waiters.get(slot_id, ())):
+                if only in (None, waiter.ticket):
                     waiter.bell.set()
 
     def _give(self, batch: Batch | None) -> None:
@@ -258,9 +267,9 @@ class AsyncListener:
             self._audience.discard(mine)
             self._stop_if_alone()
 
-    def waiter(self, slot_id: str) -> Waiter[asyncio.Event]:
+    def waiter(self, slot_id: str, ticket: str) -> Waiter[asyncio.Event]:
         """Somebody who waits for a slot from now on, until it is closed."""
-        waiter = Waiter(slot_id, asyncio.Event(), self._forget)
+        waiter = Waiter(slot_id, ticket, asyncio.Event(), self._forget)
         self._audience.add_waiter(waiter)
         self._start()
         return waiter
@@ -367,10 +376,10 @@ class Listener:
                 self._audience.discard(mine)
                 self._stop_if_alone()
 
-    def waiter(self, slot_id: str) -> Waiter[threading.Event]:
+    def waiter(self, slot_id: str, ticket: str) -> Waiter[threading.Event]:
         """Somebody who waits for a slot from now on, until it is closed."""
         self._own()
-        waiter = Waiter(slot_id, threading.Event(), self._forget)
+        waiter = Waiter(slot_id, ticket, threading.Event(), self._forget)
         with self._mutex:
             self._audience.add_waiter(waiter)
             self._start()

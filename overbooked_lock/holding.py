@@ -47,6 +47,7 @@ class _Holding(Generic[Event]):
         wait: timedelta | None,
         renew: bool,
         max_lifetime: timedelta | None,
+        fair: bool,
     ) -> None:
         arguments.positive_milliseconds(lock_for, "lock_for")
         if max_lifetime is not None and arguments.positive_milliseconds(max_lifetime, "max_lifetime") < (
@@ -59,6 +60,7 @@ class _Holding(Generic[Event]):
         self._wait = wait
         self._renew = arguments.flag(renew, "renew")
         self._max_lifetime = max_lifetime
+        self._fair = fair
         self._interval = lock_for.total_seconds() / _RENEWALS_PER_LOCK
         self._lock: Lock | None = None
         self._limit: datetime | None = None
@@ -149,15 +151,17 @@ class Hold(_Holding[threading.Event]):
         wait: timedelta | None,
         renew: bool,
         max_lifetime: timedelta | None,
+        fair: bool,
     ) -> None:
-        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime)
+        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
         self.lost = threading.Event()
         self._engine = engine
         self._over = threading.Event()
         self._renewer = threading.Thread(target=self._keep, name=f"overbooked-lock hold {slot_id}", daemon=True)
 
     def __enter__(self) -> Self:
-        self._start(self._engine.lock(self.slot_id, lock_key=self._lock_key, lock_for=self._lock_for, wait=self._wait))
+        asked: dict[str, Any] = {"lock_key": self._lock_key, "lock_for": self._lock_for, "wait": self._wait}
+        self._start(self._engine.lock(self.slot_id, **asked, fair=self._fair))
         self._renewer.start()
         return self
 
@@ -214,16 +218,16 @@ class AsyncHold(_Holding[asyncio.Event]):
         wait: timedelta | None,
         renew: bool,
         max_lifetime: timedelta | None,
+        fair: bool,
     ) -> None:
-        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime)
+        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
         self.lost = asyncio.Event()
         self._engine = engine
         self._renewer: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._start(
-            await self._engine.lock(self.slot_id, lock_key=self._lock_key, lock_for=self._lock_for, wait=self._wait)
-        )
+        asked: dict[str, Any] = {"lock_key": self._lock_key, "lock_for": self._lock_for, "wait": self._wait}
+        self._start(await self._engine.lock(self.slot_id, **asked, fair=self._fair))
         self._renewer = asyncio.create_task(self._keep(), name=f"overbooked-lock hold {self.slot_id}")
         return self
 

@@ -6,7 +6,10 @@ colon and is not one of our own first words, so no slot id of one namespace can 
 ======================== ========== ==============================================================
 ``slot:<id>:lock``       string     the lock_key, with the lock's end as its expiry
 ``slot:<id>:record``     string     the slot: see ``lua/lib/record.lua``
-``slots:locks``          hash       slot id → fencing token of its lock; field ``""``: the last token
+``slot:<id>:queue``      sorted set ticket of who waits fairly for the slot, by arrival in µs
+``slot:<id>:tickets``    hash       ticket → its end in ms, fencing token if it has its turn, lock_key
+``slots:locks``          hash       slot id → fencing token of its lock, after a plus sign if somebody may
+                                    wait for it fairly; field ``""``: the last token
 ``slots:expiry``         sorted set slot id by the end of its lock in ms
 ``slots:events``         stream     what happened: see ``lua/lib/events.lua``; a channel, too
 ``slots:starts``         sorted set slot id by its start in ms
@@ -27,6 +30,8 @@ from collections.abc import Iterable
 
 from overbooked_lock import arguments
 
+LOCK_SUFFIX, RECORD_SUFFIX, QUEUE_SUFFIX, TICKETS_SUFFIX = ":lock", ":record", ":queue", ":tickets"
+
 
 class Keys:
     """The keys under one namespace; ``""`` is none, and the keys are those of the table above."""
@@ -40,8 +45,8 @@ class Keys:
         self.resources = f"{prefix}slots:resources"
         self.bookings = [f"{prefix}bookings:{kind}" for kind in ("created", "slots", "resources")]
         self.slot_prefix = f"{prefix}slot:"
-        self.lock_suffix = ":lock"
-        self.record_suffix = ":record"
+        self.lock_suffix = LOCK_SUFFIX
+        self.record_suffix = RECORD_SUFFIX
         self.naming = (self.slot_prefix, self.lock_suffix, self.record_suffix, f"{prefix}booking:")
         """How a script names the keys of a slot or a booking that it comes upon itself."""
         self.holder_prefix = f"{prefix}holder:"
@@ -53,6 +58,12 @@ class Keys:
 
     def record(self, slot_id: str) -> str:
         return f"{self.slot_prefix}{slot_id}{self.record_suffix}"
+
+    def queue(self, slot_id: str) -> str:
+        return f"{self.slot_prefix}{slot_id}{QUEUE_SUFFIX}"
+
+    def tickets(self, slot_id: str) -> str:
+        return f"{self.slot_prefix}{slot_id}{TICKETS_SUFFIX}"
 
     def locks_of(self, holder: str) -> str:
         return f"{self.holder_prefix}{holder}:locks"

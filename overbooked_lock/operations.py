@@ -6,7 +6,9 @@ the error in), and what the generator returns is the verb's result. The pattern 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import secrets
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -42,6 +44,9 @@ from overbooked_lock.models import (
 
 T = TypeVar("T")
 
+RENEW_TICKET_EVERY = 1.0
+"""Seconds after which a fair waiter renews its ticket, which lives for three: see ``lua/lock_fair.lua``."""
+
 CHUNK = 512
 """How many slots a script looks at in one call of a longer piece of work."""
 
@@ -66,9 +71,13 @@ class Pause(NamedTuple):
 
 
 class Listen(NamedTuple):
-    """Be told from now on when a slot may be free: gives a waiter, which the operation closes."""
+    """Be told from now on when a slot may be free: gives a waiter, which the operation closes.
+
+    One with a ticket is also told when it gets the slot, and not when another does.
+    """
 
     slot_id: str
+    ticket: str
 
 
 class Await(NamedTuple):
@@ -126,12 +135,17 @@ class Operations:
         lock_for: timedelta | None,
         wait: timedelta | None,
         quota: Quota | None,
+        fair: bool,
     ) -> Operation[Lock]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
         quota = _quota(quota)
         request = calls.LockRequest(arguments.slot_id(slot_id), key, until, key_is_new=lock_key is None, quota=quota)
-        [lock] = yield from self._acquire(Run(calls.lock, [request]), wait)
+        if arguments.flag(fair, "fair"):
+            if wait is None:
+                raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
+            request = request._replace(ticket=secrets.token_hex(8))
+        [lock] = yield from self._acquire(Run(calls.lock_fair if fair else calls.lock, [request]), wait)
         return lock
 
     def lock_many(
@@ -157,6 +171,7 @@ class Operations:
             return (yield from self._attempt(run))
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
+        ticket = run.requests[0].ticket
         try:
             while True:
                 try:
@@ -166,13 +181,21 @@ class Operations:
                     if left <= 0:
                         raise
                     if waiter is not None and waiter.slot_id == taken.slot_id:
-                        # A message that was lost costs no more than what is left of the lock.
-                        yield Await(waiter, min(left, taken.retry_after.total_seconds() + 0.001))
+                        # A message that was lost costs no more than what is left of the lock. Who waits in line gets
+                        # the slot at its date without asking, and only renews its ticket.
+                        free_in = taken.retry_after.total_seconds() + 0.001
+                        yield Await(waiter, min(left, RENEW_TICKET_EVERY if ticket else free_in))
                     else:
                         # Listen, and then try again: what came free in between told nobody who listened.
                         if waiter is not None:
                             waiter.close()
-                        waiter = yield Listen(taken.slot_id)
+                        waiter = yield Listen(taken.slot_id, ticket)
+        except GeneratorExit:
+            raise
+        except BaseException:
+            if ticket:
+                yield InBackground(self._leave_queue(run.requests[0]))
+            raise
         finally:
             if waiter is not None:
                 waiter.close()
@@ -199,6 +222,11 @@ class Operations:
             loaded.add(problem.slot_id)
             if not (yield Load(problem.slot_id)):
                 raise problem
+
+    def _leave_queue(self, request: calls.LockRequest) -> Operation[None]:
+        """Leaves the line, so that the next need not wait until the ticket has died."""
+        with contextlib.suppress(StoreUnavailable):
+            yield Run(calls.leave_queue, [calls.LeaveRequest(request.slot_id, request.lock_key, request.ticket)])
 
     def _undo(self, requests: Sequence[calls.LockRequest]) -> Operation[None]:
         """Unlocks what a call of unknown outcome may have locked, or may yet lock.

@@ -1,6 +1,7 @@
 """The Lua scripts: one file an operation in ``lua/``, with what they share in ``lua/lib/``.
 
-A line ``-- include: name`` stands for ``lua/lib/name.lua``. The wheel carries ``lua/`` inside the package, a
+A line ``-- include: name`` stands for ``lua/lib/name.lua``, one ``-- key suffixes: A, B`` for the suffixes of slot keys
+that ``keys.py`` spells: ``A_SUFFIX``, ``B_SUFFIX``. The wheel carries ``lua/`` inside the package, a
 checkout has it beside the package.
 """
 
@@ -11,9 +12,12 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from overbooked_lock import keys
+
 _HERE = Path(__file__).parent
 FOLDER = next(folder for folder in (_HERE / "lua", _HERE.parent / "lua") if folder.is_dir())
 _INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
+_SUFFIXES = re.compile(r"^-- key suffixes: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +35,19 @@ def load(name: str) -> Script:
         lambda line: (FOLDER / "lib" / f"{line[1]}.lua").read_text(encoding="utf-8").rstrip(),
         (FOLDER / f"{name}.lua").read_text(encoding="utf-8"),
     )
+    source = _SUFFIXES.sub(_suffixes, source)
     # Redis' own name for a script is its SHA-1; nothing here rests on it being hard to forge.
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
 
+def _suffixes(line: re.Match[str]) -> str:
+    names = [f"{name}_SUFFIX" for name in line[1].split(", ")]
+    return f"local {', '.join(names)} = {', '.join(repr(getattr(keys, name)) for name in names)}"
+
+
 LOCK = load("lock")
+LOCK_FAIR = load("lock_fair")
+LEAVE_QUEUE = load("leave_queue")
 UNLOCK = load("unlock")
 EXTEND = load("extend")
 CHECK = load("check")

@@ -1,6 +1,7 @@
 -- Tells what happened in the same step: one entry of the stream and one message on the channel of the same name,
 -- whatever the number of slots. Their text has a line for each event: kind, slot_id, resource_id, locked_until in ms
 -- and fencing token, with tabs between; no id has control characters. What is told first happened first.
+-- A slot that is handed to the first in line has its ticket, too, so that nobody else wakes.
 local events, told = KEYS[3], {}
 local EVENTS_KEPT = 10000
 
@@ -8,8 +9,9 @@ local function resource_in(record)
   return record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
 end
 
-local function tell(kind, id, record, until_ms, token)
+local function tell(kind, id, record, until_ms, token, ticket)
   told[#told + 1] = string.format('%s\t%s\t%s\t%.0f\t%.0f', kind, id, resource_in(record), until_ms or 0, token or 0)
+    .. (ticket and '\t' .. ticket or '')
 end
 
 local function publish()

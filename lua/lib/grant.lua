@@ -1,7 +1,7 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
--- that nothing holds gets a new lock. Straight on, without functions of its own: this is the hot path.
+-- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, without functions of its own: this is the hot path.
 local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
-local last_token = read_tokens()
+read_tokens()
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
 -- anything is written; each is looked at only when the counts differ.
@@ -12,14 +12,15 @@ end
 local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 
 local reply, refused, quotas = {now_us}, false, nil
-local granted, prolonged, fields, dates = {}, {}, {'', 0}, {}
+local granted, prolonged, joining, fields, dates = {}, {}, {}, {'', 0}, {}
 for i = 1, count do
   local argument = HEAD + (i - 1) * STRIDE
   local lock_key, given, token, quota = ARGV[argument + 2], ARGV[argument + 3], ARGV[argument + 4], ''
   if MAKES then
     token, quota = '', token
   end
-  local record, lock, tag, lockable, first_end = records[ids[i]], lock_of(i), nil, nil, nil
+  local record, lock, tag, lockable, free_at = records[ids[i]], lock_of(i), nil, nil, nil
+  local turn = nil
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now.
   local until_ms = tonumber(given)
@@ -45,23 +46,40 @@ for i = 1, count do
     else
       tag = claim_on(i, lock_key, token)
     end
+    if MAKES and tag ~= 'taken' and is_waited_for(tokens[i + 1]) then
+      -- The slot was given to the first in line, who comes for it here; or it is theirs now that the lock has lapsed.
+      local first = next_in_line(ids[i], lock_name(i))
+      if not lock and first and first.key ~= lock_key then
+        tag, free_at = 'taken', first.until_ms
+      elseif first and (not lock or first.token == token_of(i)) then
+        tag, turn = 'locked', first
+      end
+    end
     if quota ~= '' then  -- never in `extend`, which does not have what counts
       quotas = quotas or new_quotas()
+      local first_end
       tag, first_end = quotas.count_in(quota, tag, until_ms)
+      free_at = first_end or free_at
     end
   end
 
   local at = #reply
   if tag == 'locked' or tag == 'yours' then
-    if tag == 'locked' then
+    local is_new = not lock
+    if is_new then
       lock = {key = lock_key, until_ms = until_ms}
       held[ids[i]] = lock
-      granted[#granted + 1] = i
       lapse(i)
     else
       prolonged[#prolonged + 1] = i
     end
-    if tag == 'locked' or not token_of(i) then
+    if tag == 'locked' then
+      granted[#granted + 1] = i
+    end
+    if turn then
+      leave_line(ids[i], lock_name(i), turn.ticket)
+    end
+    if is_new or not token_of(i) then
       -- Above the clock too: a store that lost its data must not hand out old tokens again.
       last_token = math.max(last_token + 1, now_us)
       lock.token = last_token
@@ -69,14 +87,25 @@ for i = 1, count do
     local before_ms = tag == 'yours' and end_of(i)
     lock.until_ms = math.max(before_ms or 0, until_ms)
     if lock.until_ms ~= before_ms then
-      tell(before_ms and 'extended' or 'locked', ids[i], record, lock.until_ms, lock.token)
+      tell(is_new and 'locked' or 'extended', ids[i], record, lock.until_ms, lock.token)
     end
-    fields[#fields + 1], fields[#fields + 2] = ids[i], lock.token
+    local in_line = turn or not is_new and is_waited_for(tokens[i + 1])
+    fields[#fields + 1], fields[#fields + 2] = ids[i], in_line and string.format('+%.0f', lock.token) or lock.token
     dates[#dates + 1], dates[#dates + 2] = lock.until_ms, ids[i]
     reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record, lock.until_ms, lock.token
   else
     refused = true
-    reply[at + 1], reply[at + 2], reply[at + 3] = tag, false, tag == 'taken' and end_of(i) or first_end or 0
+    if FAIR and tag == 'taken' then
+      joining[#joining + 1] = i
+      if lock and not token_of(i) then
+        -- Another client set this key by hand: it needs a token that can say that somebody waits.
+        last_token = math.max(last_token + 1, now_us)
+        lock.token = last_token
+        fields[#fields + 1], fields[#fields + 2] = ids[i], lock.token
+        dates[#dates + 1], dates[#dates + 2] = end_of(i), ids[i]
+      end
+    end
+    reply[at + 1], reply[at + 2], reply[at + 3] = tag, false, free_at or tag == 'taken' and end_of(i) or 0
     reply[at + 4] = 0
   end
 end
@@ -91,27 +120,33 @@ if refused and mode == 'all' then
     end
   end
   return reply
-elseif #dates == 0 then
-  return reply
 end
 
--- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
--- Nothing waits for it: a lock is live as long as its key is.
-local gone = lapsed_locks(2 * count)
-publish()  -- the first to be written: it may find something else in its place
-forget(gone)
+if #dates > 0 then
+  -- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
+  -- Nothing waits for it: a lock is live as long as its key is.
+  local gone = lapsed_locks(2 * count)
+  publish()  -- the first to be written: it may find something else in its place
+  forget(gone)
 
--- redis.call writes a number in full; only tostring and .. would round a token.
-for _, i in ipairs(granted) do
-  redis.call('SET', lock_name(i), held[ids[i]].key, 'NX', 'PXAT', held[ids[i]].until_ms)
+  -- redis.call writes a number in full; only tostring and .. would round a token.
+  for _, i in ipairs(granted) do
+    redis.call('SET', lock_name(i), held[ids[i]].key, 'NX', 'PXAT', held[ids[i]].until_ms)
+  end
+  for _, i in ipairs(prolonged) do
+    redis.call('PEXPIREAT', lock_name(i), held[ids[i]].until_ms)
+  end
+  fields[2] = last_token
+  redis.call('HSET', locks, unpack(fields))
+  redis.call('ZADD', expiry, unpack(dates))
+  if quotas then
+    quotas.write(granted)
+  end
 end
-for _, i in ipairs(prolonged) do
-  redis.call('PEXPIREAT', lock_name(i), held[ids[i]].until_ms)
-end
-fields[2] = last_token
-redis.call('HSET', locks, unpack(fields))
-redis.call('ZADD', expiry, unpack(dates))
-if quotas then
-  quotas.write(granted)
+write_lines()
+if FAIR then
+  for _, i in ipairs(join(joining)) do
+    reply[4 * i - 2] = 'corrupt'
+  end
 end
 return reply

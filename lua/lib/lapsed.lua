@@ -1,6 +1,6 @@
 -- Locks that ended by their date and were not told of yet: up to so many, the one that ended first at the head. They are
 -- told of here, and returned to be forgotten; that is the only place where a lock's end by its date is seen, but for
--- `lapse`, so each is told once.
+-- `lapse`, so each is told once. Where somebody waits in line, the slot is theirs next.
 local function lapsed_locks(most)
   local found = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, most)
   local gone, lock_names, record_names = {}, {}, {}
@@ -16,6 +16,9 @@ local function lapsed_locks(most)
   for i, id in ipairs(gone) do
     if gone_tokens[i] and not lapsed[id] then
       tell('expired', id, gone_records[i], tonumber(found[2 * i]), tonumber(gone_tokens[i]))
+      if is_waited_for(gone_tokens[i]) then
+        hand_over(id, lock_names[i], gone_records[i], tonumber(gone_tokens[i]))
+      end
     end
   end
   return gone

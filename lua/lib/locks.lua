@@ -37,12 +37,14 @@ local function lock_of(i)
 end
 
 -- A lock's fencing token and its end are read where somebody asks, and then for all slots at once.
-local tokens, ends
+local tokens, ends, last_token
 
 -- The field without a name is the last token that was given out.
 local function read_tokens()
-  tokens = tokens or redis.call('HMGET', locks, '', unpack(ids))
-  return tonumber(tokens[1]) or 0
+  if not tokens then
+    tokens = redis.call('HMGET', locks, '', unpack(ids))
+    last_token = tonumber(tokens[1]) or 0
+  end
 end
 
 local function token_of(i)

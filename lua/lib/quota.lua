@@ -32,7 +32,7 @@ local function new_quotas()
     local dates = redis.call('ZMSCORE', expiry, unpack(slots))
     local keys = redis.call('MGET', unpack(names))
     for at, slot in ipairs(slots) do
-      if keys[at] and now_given[at] == given[at] then
+      if keys[at] and tonumber(now_given[at]) == tonumber(given[at]) then
         holder.count = holder.count + 1
         holder.first_end = math.min(holder.first_end, tonumber(dates[at]) or now_ms)
       else

@@ -13,17 +13,17 @@ end
 
 -- Why this caller can't have the place, nil if it can; then until when another holds the slot.
 local function refusal(i, lock_key, token)
-  local record, lock = records[ids[i]], lock_of(i)
+  local record, lock = records[ids[i]], lock_in_the_way(i)
   if not record then
     return redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'slot_not_found'
   elseif not resource_of(i) then
     return 'corrupt'
   end
   local tag = obstacle(record, lock, lock_key)
-  if not tag and lock and claim_on(i, lock_key, token) ~= 'yours' then
+  if not tag and lock_of(i) and claim_on(i, lock_key, token) ~= 'yours' then
     tag = 'taken'  -- by a later lock of the same key
   end
-  return tag, tag == 'taken' and end_of(i)
+  return tag, tag == 'taken' and (lock.until_ms or end_of(i))
 end
 
 -- Returns what became of the lock: K if it was consumed, E if it had ended, N if there was no talk of one.
@@ -40,4 +40,15 @@ local function take(i, lock_key)
   redis.call('DEL', lock_name(i))
   held[ids[i]] = false
   return 'K'
+end
+
+-- After the booking was told of: whoever is first in line gets the slot, if a lock of it ended here and a place is left.
+local function pass_on(i, lock_key)
+  if is_waited_for(tokens[i + 1]) and not held[ids[i]] then
+    local turn = next_in_line(ids[i], lock_name(i))
+    if turn and turn.key == lock_key then
+      leave_line(ids[i], lock_name(i), turn.ticket)  -- it booked before it got its turn
+    end
+    held[ids[i]] = hand_over(ids[i], lock_name(i), records[ids[i]], tonumber(tokens[i + 1])) or false
+  end
 end

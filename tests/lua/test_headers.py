@@ -19,6 +19,12 @@ SETTINGS = Settings(Keys("header"), max_lock_ms=60_000, scope="registered")
 VERDICTS = "past too_long not_found not_lockable disabled full corrupt taken"
 BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
     "lock": (calls.lock, calls.LockRequest("s", "k", "+1000"), f"locked yours withheld too_many {VERDICTS}"),
+    "lock_fair": (
+        calls.lock_fair,
+        calls.LockRequest("s", "k", "+1000", ticket="t"),
+        f"locked yours withheld too_many {VERDICTS}",
+    ),
+    "leave_queue": (calls.leave_queue, calls.LeaveRequest("s", "k", "t"), "left gone"),
     "extend": (calls.extend, calls.LockRequest("s", "k", "+1000"), f"yours gone withheld {VERDICTS}"),
     "unlock": (calls.unlock, calls.ClaimRequest("s", "k"), "unlocked gone taken"),
     "check": (calls.check, calls.ClaimRequest("s", "k"), "yours gone taken"),

@@ -12,7 +12,7 @@ from overbooked_lock.keys import Keys
 # Pieces of our own keys, so that ids which could be mistaken for keys are common.
 _OUR_FIRST_WORDS = ["slot", "slots", "booking", "bookings", "holder", "api", "answer"]
 _PIECES = st.sampled_from(
-    [*_OUR_FIRST_WORDS, ":", "lock", "record", "locks", "keys", "expiry", "{", "}", " ", "é", "a"]
+    [*_OUR_FIRST_WORDS, ":", "lock", "record", "queue", "tickets", "locks", "keys", "expiry", "{", "}", " ", "é", "a"]
 )
 _IDS = st.lists(_PIECES, min_size=1, max_size=8).map("".join) | st.text(
     st.characters(exclude_categories=("Cc", "Cs")), min_size=1, max_size=20
@@ -30,6 +30,8 @@ def _all_keys(namespace: str, slot_id: str) -> dict[str, tuple[str, ...]]:
     return meaning | {
         keys.lock(slot_id): (namespace, slot_id, "lock"),
         keys.record(slot_id): (namespace, slot_id, "record"),
+        keys.queue(slot_id): (namespace, slot_id, "queue"),
+        keys.tickets(slot_id): (namespace, slot_id, "tickets"),
         keys.answer(slot_id): (namespace, slot_id, "answer"),
         keys.locks_of(slot_id): (namespace, slot_id, "holder"),  # whose name may be any slot's id, too
     }
@@ -39,7 +41,7 @@ def _all_keys(namespace: str, slot_id: str) -> dict[str, tuple[str, ...]]:
 def test_no_slot_id_can_reach_another_key(space_a: str, id_a: str, space_b: str, id_b: str) -> None:
     """A key means one thing: the mapping from namespace, slot and kind to keys is injective."""
     a, b = _all_keys(space_a, id_a), _all_keys(space_b, id_b)
-    assert len(a) == 9
+    assert len(a) == 11
     assert all(a[key] == b[key] for key in a.keys() & b.keys())
 
 
@@ -47,6 +49,7 @@ def test_keys_are_as_documented() -> None:
     """Whoever looks with redis-cli finds what the documentation says."""
     keys = Keys()
     assert (keys.lock("s1"), keys.record("s1")) == ("slot:s1:lock", "slot:s1:record")
+    assert (keys.queue("s1"), keys.tickets("s1")) == ("slot:s1:queue", "slot:s1:tickets")
     assert (keys.locks, keys.expiry) == ("slots:locks", "slots:expiry")
     assert keys.locks_of("h1") == "holder:h1:locks"
     assert (keys.api_keys, keys.answer("n1")) == ("api:keys", "answer:n1")
