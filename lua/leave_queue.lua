@@ -1,5 +1,5 @@
--- Guarantee: a ticket leaves the line of its slot. If the slot was given to it and its owner has not come for it, it goes
--- to the next in line in the same step. A lock that its owner has come for stays.
+-- Guarantee: a ticket leaves the line of its slot. If the slot was given to it and its owner has not come for it, the
+-- next in line gets it in the same step. A lock that its owner has come for stays.
 -- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: per slot: slot_id, lock_key, ticket
 -- Reply: now_us, then per slot: tag

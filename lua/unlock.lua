@@ -27,7 +27,8 @@ for i = 1, count do
     -- If the shared keys are not what they should be, it ends here, before anything is written.
     tell('unlocked', ids[i], records[ids[i]], 0, token_of(i))
     names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
-    held[ids[i]] = is_waited_for(tokens[i + 1]) and hand_over(ids[i], lock_name(i), records[ids[i]], token_of(i)) or false
+    local had_it = token_of(i)
+    held[ids[i]] = is_waited_for(tokens[i + 1]) and hand_over(ids[i], lock_name(i), records[ids[i]], had_it) or false
   end
   local lock = lock_in_the_way(i)
   reply[at + 1], reply[at + 2] = tag, records[ids[i]]

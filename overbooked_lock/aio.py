@@ -40,6 +40,8 @@ from overbooked_lock.operations import Await, InBackground, Listen, Load, Operat
 
 T = TypeVar("T")
 
+_GLANCE = 0.002  # seconds
+
 
 class AsyncLockEngine:
     """Locks slots on Redis or Valkey from one event loop. The verbs are those of :class:`LockEngine`.
@@ -75,6 +77,7 @@ class AsyncLockEngine:
         self._load_slot = load_slot
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._background: set[asyncio.Task[Any]] = set()
+        self._dismissed = False
         self._server: EmbeddedServer | None = None
         self._closed = False
 
@@ -407,6 +410,11 @@ class AsyncLockEngine:
 
     async def close(self) -> None:
         """Closes the connections, and stops the embedded server if this was its last user."""
+        self._dismissed = True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(1.0, self._timeout)):
+                while self._listener.dismiss():  # noqa: ASYNC110 - those who wait in line leave it
+                    await asyncio.sleep(_GLANCE)
         if self._background:
             # A cancelled lock is perhaps being undone.
             await asyncio.wait(self._background, timeout=min(1.0, self._timeout))
@@ -449,6 +457,8 @@ class AsyncLockEngine:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(step.waiter.bell.wait(), step.seconds)
             step.waiter.bell.clear()
+            if self._dismissed:
+                raise StoreUnavailable("not_applied", "this engine is closed")
             return None
         if isinstance(step, Load):
             return await self._load(step.slot_id)

@@ -231,8 +231,12 @@ def after_lost_reply(requests: Sequence[Any], outcomes: Sequence[Any]) -> list[A
 
 
 def _own_work(request: Any, outcome: Any) -> Any:
-    if isinstance(outcome, Unlocked) and request.fencing_token:
-        # Without a token the key may never have held the slot.
+    if isinstance(request, ClaimRequest) and not request.fencing_token:
+        return outcome  # the key may never have held the slot
+    if isinstance(outcome, LockKeyInvalid) and outcome.after is not None:
+        # With the unlock whose reply was lost the slot went to the next, who may have waited in line for it.
+        outcome = outcome.after
+    if isinstance(outcome, Unlocked):
         return replace(outcome, released=True)
     removal = isinstance(request, DeleteRequest | DeleteBookingRequest | RevokeRequest)
     return True if removal and outcome is False else outcome
@@ -667,9 +671,10 @@ def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> Overboo
 def _unlocked(
     slot_id: str, tag: bytes, record: bytes | None, until_ms: int, available: int
 ) -> Unlocked | OverbookedError:
-    if tag == b"taken":
-        return LockKeyInvalid(slot_id, from_milliseconds(until_ms))
-    return Unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
+    seen = Unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
+    if tag != b"taken":
+        return seen
+    return LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen)
 
 
 def _views(ids: Sequence[str], reply: Reply, _: float) -> list[Slot | OverbookedError]:

@@ -46,6 +46,8 @@ from overbooked_lock.operations import Await, InBackground, Listen, Load, Operat
 
 T = TypeVar("T")
 
+_GLANCE = 0.002  # seconds
+
 
 class LockEngine:
     """Locks slots on Redis or Valkey. Thread-safe; give each process one and share it among its threads.
@@ -87,6 +89,7 @@ class LockEngine:
         self._pid = os.getpid()
         self._examined = False
         self._closing = threading.Event()
+        self._dismissed = False
         self._background: set[threading.Thread] = set()
         self._server: EmbeddedServer | None = None
 
@@ -609,6 +612,9 @@ class LockEngine:
     def close(self) -> None:
         """Closes the connections, and stops the embedded server if this was its last user."""
         deadline = time.monotonic() + min(1.0, self._timeout)
+        self._dismissed = True
+        while self._listener.dismiss() and time.monotonic() < deadline:
+            time.sleep(_GLANCE)  # those who wait in line leave it
         for thread in list(self._background):
             # A lock of unknown outcome is perhaps being undone.
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -649,6 +655,8 @@ class LockEngine:
         if isinstance(step, Await):
             step.waiter.bell.wait(step.seconds)
             step.waiter.bell.clear()
+            if self._dismissed:
+                raise StoreUnavailable("not_applied", "this engine is closed")
             return None
         if isinstance(step, Load):
             return self._load(step.slot_id)

@@ -26,7 +26,10 @@ for it. No message and no attribute ever holds a lock_key.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+if TYPE_CHECKING:
+    from overbooked_lock.models import Unlocked
 
 Reason = Literal["not_lockable", "disabled", "full"]
 Outcome = Literal["not_applied", "unknown"]
@@ -141,9 +144,11 @@ class LockKeyInvalid(SlotError):
     code, status = "E059", 403
     message = "slot {!r} can't be unlocked: the lock_key is not the lock's"
 
-    def __init__(self, slot_id: str, locked_until: datetime) -> None:
+    def __init__(self, slot_id: str, locked_until: datetime, after: Unlocked | None = None) -> None:
         super().__init__(slot_id)
         self.locked_until = locked_until
+        self.after = after
+        """The slot as the refused unlock found it."""
 
 
 class LockLost(SlotError):

@@ -205,6 +205,9 @@ class _Audience:
         if not waiters:
             self._waiters.pop(waiter.slot_id, None)
 
+    def has_waiters(self) -> bool:
+        return bool(self._waiters)
+
     def hear(self, message: Any) -> None:
         """Takes a message of the subscription's connection."""
         if message[0] == b"subscribe":
@@ -254,6 +257,7 @@ class AsyncListener:
         self._pool, self._channel, self._timeout, self._sweep = pool, channel, timeout, sweep
         self._audience = _Audience()
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[asyncio.Queue[Batch | None]]:
@@ -286,18 +290,22 @@ class AsyncListener:
         if not self._audience:
             self._stop()
 
+    def dismiss(self) -> bool:
+        """Wakes who waits; returns whether somebody does."""
+        self._audience.wake_all()
+        return self._audience.has_waiters()
+
     async def close(self) -> None:
         """Ends the subscription, and wakes who reads and who waits."""
-        task = self._task
         self._stop()
         self._audience.go_on_from_stream()
-        if task is not None:
-            await asyncio.wait([task])
+        if self._ending is not None:
+            await asyncio.wait([self._ending])
 
     def _stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            self._task, self._audience.subscribed = None, False
+            self._ending, self._task, self._audience.subscribed = self._task, None, False
 
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -320,6 +328,7 @@ class AsyncListener:
                     await connection.connect()
                     await connection.send_command("SUBSCRIBE", self._channel, check_health=False)
                 while True:
+                    _raise_if_cancelled()
                     self._audience.hear(await self._message(connection))
                     pause = _FIRST_PAUSE
             except store.FAILURES as error:
@@ -333,12 +342,19 @@ class AsyncListener:
 
     async def _message(self, connection: Any) -> Any:
         """The next message. A connection that is silent is asked whether it lives. Raises TimeoutError, RedisError."""
-        try:
-            return await connection.read_response(timeout=_QUIET_SECONDS)
-        except (TimeoutError, redis.exceptions.TimeoutError):
-            pass
+        with contextlib.suppress(TimeoutError, redis.exceptions.TimeoutError):
+            message = await connection.read_response(timeout=_QUIET_SECONDS)
+            if message is not None:  # so it says that none came in time
+                return message
         await connection.send_command("PING", check_health=False)
         return await connection.read_response(timeout=self._timeout)
+
+
+def _raise_if_cancelled() -> None:
+    """While it connects, redis-py may swallow that its task was cancelled."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class Listener:
@@ -384,6 +400,12 @@ class Listener:
             self._audience.add_waiter(waiter)
             self._start()
         return waiter
+
+    def dismiss(self) -> bool:
+        """Wakes who waits; returns whether somebody does."""
+        with self._mutex:
+            self._audience.wake_all()
+            return self._audience.has_waiters()
 
     def close(self) -> None:
         """Ends the subscription, and wakes who reads and who waits."""

@@ -1,5 +1,6 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
--- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, without functions of its own: this is the hot path.
+-- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, without functions of its own:
+-- this is the hot path.
 local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 read_tokens()
 

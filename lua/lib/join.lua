@@ -1,5 +1,5 @@
--- Lets the callers of these slots, which others hold, into the line or keeps them there: their tickets live on from now.
--- Who comes first in the call came first. Returns those whose line can't be: another's key stands in its place.
+-- Lets the callers of these slots, which others hold, into the line, or keeps them there: their tickets live on from
+-- now. Who comes first in the call came first. Returns those whose line can't be: a foreign key stands in its place.
 local function join(joining)
   local signs, foreign = {}, {}
   for order, i in ipairs(joining) do

@@ -42,7 +42,7 @@ local function take(i, lock_key)
   return 'K'
 end
 
--- After the booking was told of: whoever is first in line gets the slot, if a lock of it ended here and a place is left.
+-- After the booking was told of: the first in line gets the slot, if a lock of it ended here and a place is left.
 local function pass_on(i, lock_key)
   if is_waited_for(tokens[i + 1]) and not held[ids[i]] then
     local turn = next_in_line(ids[i], lock_name(i))

@@ -220,3 +220,28 @@ def test_closing_an_engine_ends_its_waiters(lock_engine: LockEngine, slot: Slot,
     lock_engine.close()
     waiting.join(10)
     assert "closed" in str(outcome)
+
+
+async def test_a_quiet_subscription_stays(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, slot: Slot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long nothing happens."""
+    monkeypatch.setattr("overbooked_lock.events._QUIET_SECONDS", 0.02)
+    held = await other.lock(slot.id, lock_for=MINUTE)
+    waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG))
+    await asyncio.wait([waiting], timeout=0.3)
+    await other.unlock(held)
+    async with asyncio.timeout(5):
+        await waiting
+
+
+async def test_a_subscription_ends_whenever_the_last_waiter_goes(
+    async_lock_engine: AsyncLockEngine, slot: Slot, listeners: Listeners
+) -> None:
+    """Also while it connects."""
+    for turns in range(40):
+        waiter = async_lock_engine._listener.waiter(slot.id, "")  # noqa: SLF001 - no verb is quick enough
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        waiter.close()
+    await until(lambda: listeners() == 0)
