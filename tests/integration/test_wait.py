@@ -240,7 +240,7 @@ async def test_a_subscription_ends_whenever_the_last_waiter_goes(
 ) -> None:
     """Also while it connects."""
     for turns in range(40):
-        waiter = async_lock_engine._listener.waiter(slot.id, "")  # noqa: SLF001 - no verb is quick enough
+        waiter = async_lock_engine._listener.waiter(slot.id, "")
         for _ in range(turns):
             await asyncio.sleep(0)
         waiter.close()
