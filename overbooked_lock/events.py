@@ -45,8 +45,9 @@ class Event(BaseModel):
 
     Attributes:
         id: Orders the events of a store; give it as ``since`` to go on after it.
-        type: ``locked`` (a new lock), ``extended``, ``unlocked``, ``expired`` (a lock ended by its date), ``booked``,
-            ``cancelled`` (a place was given back), ``slot_changed`` (or created), ``slot_deleted``.
+        type: ``locked`` (a new lock, or the turn of the first in line), ``extended`` (or a turn was taken),
+            ``unlocked``, ``expired`` (a lock ended by its date), ``booked``, ``cancelled`` (a place was given back),
+            ``slot_changed`` (or created), ``slot_deleted``.
         slot_id: The slot.
         resource_id: What it belongs to; None if it is not registered.
         locked_until: Until when it is locked, or was to be.
