@@ -376,6 +376,28 @@ def test_the_dead_delay_the_next_by_no_more_than_a_tickets_life(
     assert line.is_gone(slot)
 
 
+def test_the_dead_get_no_turn(
+    engine: LockEngine, slot: Slot, line: Line, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Whose ticket has died is passed over in the same step."""
+    held = engine.lock(slot.id, lock_for=MINUTE)
+    dead, second = line.join(slot, "dead"), line.join(slot, "second")
+    raw.hset(Keys(lock_namespace).tickets(slot.id), dead, "1000 0 dead")
+    engine.unlock(held)
+    assert line.kinds(slot) == ["locked", "unlocked", "locked"]
+    assert line.events(slot)[-1][5] == second
+    assert line.count(slot) == 1
+
+
+def test_nobody_gets_a_turn_on_a_closed_slot(engine: LockEngine, slot: Slot, line: Line) -> None:
+    """Those in line learn that it is closed when they ask."""
+    held = engine.lock(slot.id, lock_for=MINUTE)
+    line.join(slot, "first")
+    engine.disable_slot(slot.id)
+    engine.unlock(held)
+    assert line.kinds(slot)[-1] == "unlocked"
+
+
 @pytest.mark.parametrize("has_its_turn", [True, False])
 def test_who_leaves_delays_nobody(engine: LockEngine, slot: Slot, line: Line, has_its_turn: bool) -> None:
     """In line, or with the slot given to it already: then it goes on to the next in the same step."""
