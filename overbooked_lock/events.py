@@ -224,6 +224,9 @@ class _Audience:
     def go_on_from_stream(self) -> None:
         """Tells all that something may be missing from here on."""
         self._give(None)
+        self.wake_all()
+
+    def wake_all(self) -> None:
         for waiters in tuple(self._waiters.values()):
             for waiter in tuple(waiters):
                 waiter.bell.set()
