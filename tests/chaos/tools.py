@@ -47,7 +47,7 @@ def ends_within(seconds: float) -> Iterator[None]:
     """The body must end, by itself, within this time; there is some grace for a machine that has other work."""
     began = time.monotonic()
     yield
-    assert time.monotonic() - began < seconds + 0.4
+    assert time.monotonic() - began < seconds + 1.5
 
 
 @contextlib.contextmanager
