@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -127,6 +128,9 @@ def serve(settings: Settings) -> None:
 
 def build(settings: Settings) -> Application:
     """The application of one worker, with an engine of its own."""
+    # What stands now stays for good, and requests leave no cycles: the collector need not look so often.
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 50)
     log_to_stderr(settings.log_format)
     return create_app(_engine(settings), close_engine=True, **settings.app)
 
