@@ -671,7 +671,8 @@ def interrupted(*_):
     print("interrupted", flush=True)
 signal.signal(signal.SIGINT, interrupted)
 print("runs", flush=True)
-print("heard", input(), "after", len(interrupts))
+print("heard", input(), "after", len(interrupts), flush=True)
+input()  # what a terminal has not shown yet is lost with its session
 """
 
 
@@ -702,6 +703,7 @@ def test_a_terminal_is_the_commands(environment: Environment, slot: Slot) -> Non
         read_to("interrupted")
         os.write(ours, b"hello\n")
         read_to("heard hello after 1")
+        os.write(ours, b"\n")
         assert holding.wait(PATIENCE) == 0
     finally:
         holding.kill()
