@@ -209,11 +209,42 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+class _Gathering:
+    """A transport that sends what is written in one turn of the loop at once: uvicorn writes head and body apart, and
+    each write would be a system call.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._written:
+            self._loop.call_soon(self._flush)
+        self._written.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._written:
+            written, self._written = self._written, []
+            self._transport.write(b"".join(written))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class _Protocol(HttpToolsProtocol):
     """uvicorn's, with an end to the head of a request; and what is no HTTP is answered with an envelope, too."""
 
     _head: int | None = 0
     """Bytes of the head that came after those it began with; None once it is complete."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as asyncio calls it
+        super().connection_made(cast("asyncio.Transport", _Gathering(transport, self.loop)))
 
     def data_received(self, data: bytes) -> None:
         if self._head is not None:
