@@ -12,12 +12,14 @@ local FIRST_KEY, HEAD, STRIDE = 7, 5, 5
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
 -- include: entries
 -- include: naming
 -- include: bookings
 -- include: counters
+-- include: sign
 -- include: queue
 -- include: turns
 -- include: due
@@ -64,7 +66,7 @@ for i = 1, count do
     tag, bookings[argument(i, 2)] = 'booked', booking
     redis.call('SET', booking_names[i], write_booking(booking))
     index_booking(argument(i, 2), booking)
-    tell('booked', ids[i], records[ids[i]])
+    tell('booked', ids[i], record_of(i))
     pass_on(i, argument(i, 3))
   end
   local at = #reply

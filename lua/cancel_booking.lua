@@ -10,6 +10,7 @@ local HEAD, STRIDE, TARGET = 4, 1, nil
 -- include: bookings
 -- include: booked
 -- include: events
+-- include: state
 -- include: locks
 -- include: counters
 
@@ -17,9 +18,10 @@ for i = 1, count do
   local booking = bookings[argument(i, 1)]
   if booking and booking.status == 'A' then
     booking.status = 'C'
-    count_bookings(place[booking.slot_id], -1, 1)
+    local at = place[booking.slot_id]
+    count_bookings(at, -1, 1)
     keep(i, booking)
-    tell('cancelled', booking.slot_id, records[booking.slot_id])
+    tell('cancelled', booking.slot_id, record_of(at))
   end
   answer(i, booking and 'cancelled' or absent(i))
 end

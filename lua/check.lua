@@ -9,13 +9,14 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 3
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 
 local reply = {now_us}
 for i = 1, count do
   local tag, at = claim_on(i, argument(i, 2), argument(i, 3)), #reply
   local yours = tag == 'yours'
-  reply[at + 1], reply[at + 2] = tag, yours and records[ids[i]]
+  reply[at + 1], reply[at + 2] = tag, yours and record_of(i)
   reply[at + 3], reply[at + 4] = yours and end_of(i) or 0, yours and token_of(i) or 0
 end
 return reply

@@ -10,11 +10,13 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 10
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
 -- include: record
 -- include: entries
 -- include: index
+-- include: sign
 -- include: queue
 -- include: due
 -- include: view

@@ -10,6 +10,7 @@ local HEAD, STRIDE, TARGET = 4, 1, nil
 -- include: bookings
 -- include: booked
 -- include: events
+-- include: state
 -- include: locks
 -- include: counters
 
@@ -24,7 +25,7 @@ for i = 1, count do
     redis.call('DEL', booking_names[i])
     bookings[id] = nil
     if active then
-      tell('cancelled', booking.slot_id, records[booking.slot_id])
+      tell('cancelled', booking.slot_id, record_of(place[booking.slot_id]))
     end
   end
 end

@@ -9,6 +9,7 @@ local FIRST_KEY, HEAD, STRIDE = 9, 4, 1
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: record
 -- include: entries
@@ -20,14 +21,15 @@ local FIRST_KEY, HEAD, STRIDE = 9, 4, 1
 
 local reply = {now_us}
 for i = 1, count do
-  local record, tag = records[ids[i]] and read_record(records[ids[i]]), nil
+  local text, tag = record_of(i), nil
+  local record = text and read_record(text)
   if not record then
     tag = redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'not_found'
   elseif tonumber(record.active) > 0 then
     tag = 'has_bookings'
   else
     tag = remove(ids[i], record) and 'deleted' or 'more'
-    records[ids[i]] = tag == 'more' and write_record(record)
+    keep_record(i, tag == 'more' and write_record(record))
   end
   reply[i + 1] = tag
 end

@@ -12,9 +12,11 @@ local HEAD, STRIDE, TARGET = 4, 2, nil
 -- include: bookings
 -- include: booked
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
 -- include: counters
+-- include: sign
 -- include: queue
 -- include: turns
 -- include: due
@@ -31,7 +33,7 @@ for i = 1, count do
       booking.status, booking.lock = 'A', take(at, argument(i, 2))
       count_bookings(at, 0, -1)
       keep(i, booking)
-      tell('booked', booking.slot_id, records[booking.slot_id])
+      tell('booked', booking.slot_id, record_of(at))
       pass_on(at, argument(i, 2))
     end
   end

@@ -8,14 +8,16 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 2
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
+-- include: sign
 -- include: queue
 -- include: due
 -- include: view
 
 local reply = {now_us}
 for i = 1, count do
-  view(reply, i, records[ids[i]], argument(i, 2))
+  view(reply, i, record_of(i), argument(i, 2))
 end
 return reply

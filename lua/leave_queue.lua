@@ -8,8 +8,10 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 3
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
+-- include: sign
 -- include: queue
 -- include: turns
 
@@ -20,10 +22,10 @@ for i = 1, count do
   local mine = not found.err and read_ticket(found[1])
   if mine and mine.key == lock_key then
     leave_line(ids[i], lock_name(i), ticket)
-    if lock_of(i) and lock_of(i).key == lock_key and mine.token == token_of(i) then
-      tell('unlocked', ids[i], records[ids[i]], 0, mine.token)
+    if key_of(i) == lock_key and mine.token == token_of(i) then
+      tell('unlocked', ids[i], record_of(i), 0, mine.token)
       removed[#removed + 1], names_removed[#names_removed + 1] = ids[i], lock_name(i)
-      held[ids[i]] = hand_over(ids[i], lock_name(i), records[ids[i]]) or false
+      pass(i, hand_over(ids[i], lock_name(i), record_of(i)))
     end
     reply[i + 1] = 'left'
   else

@@ -16,6 +16,7 @@ local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonum
 -- include: record
 -- include: entries
 -- include: naming
+-- include: sign
 -- include: queue
 
 -- What ends at a date started before it, so both bounds narrow the range of starts.
@@ -60,15 +61,18 @@ local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for i, id in ipairs(ids) do
   local record = records[i]
   if record and unbookable(record) ~= 'corrupt' and ends_in_time(record) then
-    local lock = keys[i] and {key = keys[i], until_ms = tonumber(dates[i]) or 0}
-      or is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
-    local open = available(record, lock, lock_key)
+    local key, until_ms = keys[i], tonumber(dates[i])
+    local turn = not key and is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
+    if turn then
+      key, until_ms = turn.key, turn.until_ms
+    end
+    local open = obstacle(record, key, lock_key) and 0 or 1
     if wanted == '' or tostring(open) == wanted then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
         local at = #reply
         reply[at + 1], reply[at + 2] = id, record
-        reply[at + 3], reply[at + 4] = lock and lock.until_ms or 0, open
+        reply[at + 3], reply[at + 4] = key and until_ms or 0, open
       end
     end
   end

@@ -16,12 +16,9 @@ local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
 local FAIR, MAKES = false, true
 -- include: clock
 -- include: slots
+-- include: state
+-- include: sign
 -- include: events
--- include: locks
 -- include: availability
--- include: naming
--- include: queue
--- include: turns
--- include: lapsed
 -- include: quota
 -- include: grant

@@ -12,13 +12,9 @@ local FIRST_KEY, HEAD, STRIDE = 4, 7, 5
 local FAIR, MAKES = true, true
 -- include: clock
 -- include: slots
+-- include: state
+-- include: sign
 -- include: events
--- include: locks
 -- include: availability
--- include: naming
--- include: queue
--- include: turns
--- include: join
--- include: lapsed
 -- include: quota
 -- include: grant

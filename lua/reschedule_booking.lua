@@ -13,9 +13,11 @@ local HEAD, STRIDE, TARGET = 4, 3, 2
 -- include: bookings
 -- include: booked
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
 -- include: counters
+-- include: sign
 -- include: queue
 -- include: turns
 -- include: due
@@ -29,9 +31,9 @@ local function move(i, booking)
   end
   if booking.status == 'A' then
     count_bookings(from, -1, 0)
-    tell('cancelled', ids[from], records[ids[from]])
+    tell('cancelled', ids[from], record_of(from))
     booking.lock = take(to, argument(i, 3))
-    tell('booked', ids[to], records[ids[to]])
+    tell('booked', ids[to], record_of(to))
     pass_on(to, argument(i, 3))
   else
     count_bookings(from, 0, -1)

@@ -10,11 +10,12 @@ local lapsed, last_token = {}, nil
 -- include: naming
 -- include: events
 -- include: availability
+-- include: sign
 -- include: queue
 -- include: turns
 -- include: lapsed
 
-local gone = lapsed_locks(tonumber(ARGV[5]))
+local gone = lapsed_locks(redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, ARGV[5]))
 publish()
 forget(gone)
 write_lines()

@@ -9,38 +9,56 @@
 local FIRST_KEY, HEAD, STRIDE = 4, 1, 3
 -- include: clock
 -- include: slots
+-- include: state
+-- include: sign
 -- include: events
--- include: locks
 -- include: availability
--- include: queue
--- include: turns
--- include: due
+-- What is needed where somebody waits, or where a lock stays. The hot path makes do without: to make functions costs it
+-- more than to run.
+local made
+local function seldom()
+  if not made then
+    -- include: locks
+    -- include: queue
+    -- include: turns
+    -- include: due
+    made = {hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
+  end
+  return made
+end
+
 local force = ARGV[1] == 'force'
 
-local reply = {now_us}
-local names, removed = {}, {}
+local reply, names_removed, removed = {now_us}, {}, {}
 for i = 1, count do
-  local lock_key = argument(i, 2)
-  local tag, at = claim_on(i, lock_key, argument(i, 3)), #reply
-  if tag == 'yours' or force and lock_of(i) then
+  local lock_key, at, row = argument(i, 2), first[i], #reply
+  local tag, record, token = claim_on(i, lock_key, argument(i, 3)), values[2 * at], tokens[at + 1]
+  if tag == 'yours' or force and values[2 * at - 1] then
     tag = 'unlocked'
-    -- If the shared keys are not what they should be, it ends here, before anything is written.
-    tell('unlocked', ids[i], records[ids[i]], 0, token_of(i))
-    names[#names + 1], removed[#removed + 1] = lock_name(i), ids[i]
-    local had_it = token_of(i)
-    held[ids[i]] = is_waited_for(tokens[i + 1]) and hand_over(ids[i], lock_name(i), records[ids[i]], had_it) or false
+    tell('unlocked', ids[i], record, 0, tonumber(token))
+    names_removed[#names_removed + 1], removed[#removed + 1] = names[2 * i - 1], ids[i]
+    if is_waited_for(token) then
+      seldom().pass(i, seldom().hand_over(ids[i], names[2 * i - 1], record, tonumber(token)))
+    else
+      values[2 * at - 1], tokens[at + 1] = false, false
+    end
   end
-  local lock = lock_in_the_way(i)
-  reply[at + 1], reply[at + 2] = tag, records[ids[i]]
-  reply[at + 3] = lock and (lock.until_ms or end_of(i)) or 0
-  reply[at + 4] = available(records[ids[i]], lock, lock_key)
+  local key, until_ms
+  if values[2 * at - 1] or tokens[at + 1] then
+    key, until_ms = seldom().lock_in_the_way(i)
+  end
+  reply[row + 1], reply[row + 2], reply[row + 3] = tag, record, until_ms or 0
+  reply[row + 4] = obstacle(record, key, lock_key) and 0 or 1
 end
 
 if #removed > 0 then
+  -- If the shared keys are not what they should be, it ends here, before anything is written.
   redis.call('ZREM', expiry, unpack(removed))
   publish()
   redis.call('HDEL', locks, unpack(removed))
-  redis.call('DEL', unpack(names))
-  write_lines()
+  redis.call('DEL', unpack(names_removed))
+  if made then
+    made.write_lines()
+  end
 end
 return reply

@@ -11,11 +11,13 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 9
 -- include: clock
 -- include: slots
 -- include: events
+-- include: state
 -- include: locks
 -- include: availability
 -- include: record
 -- include: entries
 -- include: index
+-- include: sign
 -- include: queue
 -- include: due
 -- include: view
@@ -47,7 +49,7 @@ local function update(i, record)
   end
   new.updated = string.format('%.0f', now_ms)
   record = write_record(new)
-  records[ids[i]] = record
+  keep_record(i, record)
   redis.call('SET', record_name(i), record)
   tell('slot_changed', ids[i], record)
   if new.start_ms ~= old.start_ms then
@@ -59,7 +61,7 @@ end
 
 local reply = {now_us}
 for i = 1, count do
-  local record, tag = records[ids[i]], nil
+  local record, tag = record_of(i), nil
   if record then
     tag, record = update(i, record)
   end

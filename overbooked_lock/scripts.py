@@ -1,8 +1,8 @@
 """The Lua scripts: one file an operation in ``lua/``, with what they share in ``lua/lib/``.
 
-A line ``-- include: name`` stands for ``lua/lib/name.lua``, one ``-- key suffixes: A, B`` for the suffixes of slot keys
-that ``keys.py`` spells: ``A_SUFFIX``, ``B_SUFFIX``. The wheel carries ``lua/`` inside the package, a
-checkout has it beside the package.
+A line ``-- include: name`` stands for ``lua/lib/name.lua``, inside a function too, one ``-- key suffixes: A, B`` for
+the suffixes of slot keys that ``keys.py`` spells: ``A_SUFFIX``, ``B_SUFFIX``. The wheel carries ``lua/`` inside the
+package, a checkout has it beside the package.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from overbooked_lock import keys
 
 _HERE = Path(__file__).parent
 FOLDER = next(folder for folder in (_HERE / "lua", _HERE.parent / "lua") if folder.is_dir())
-_INCLUDE = re.compile(r"^-- include: (\w+)$", re.MULTILINE)
-_SUFFIXES = re.compile(r"^-- key suffixes: (.+)$", re.MULTILINE)
+_INCLUDE = re.compile(r"^ *-- include: (\w+)$", re.MULTILINE)
+_SUFFIXES = re.compile(r"^ *-- key suffixes: (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +31,14 @@ class Script:
 
 def load(name: str) -> Script:
     """Reads ``lua/<name>.lua`` with all that it includes."""
-    source = _INCLUDE.sub(
-        lambda line: (FOLDER / "lib" / f"{line[1]}.lua").read_text(encoding="utf-8").rstrip(),
-        (FOLDER / f"{name}.lua").read_text(encoding="utf-8"),
-    )
-    source = _SUFFIXES.sub(_suffixes, source)
+    source = _SUFFIXES.sub(_suffixes, _read(f"{name}.lua"))
     # Redis' own name for a script is its SHA-1; nothing here rests on it being hard to forge.
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+def _read(path: str) -> str:
+    text = (FOLDER / path).read_text(encoding="utf-8")
+    return _INCLUDE.sub(lambda line: _read(f"lib/{line[1]}.lua").rstrip(), text)
 
 
 def _suffixes(line: re.Match[str]) -> str:

@@ -13,12 +13,8 @@ local function unbookable(record)
   return nil, lockable
 end
 
--- What stands in the way of a booking by the one who gives this lock_key; nil if nothing does.
-local function obstacle(record, lock, lock_key)
-  return (unbookable(record)) or lock and lock.key ~= lock_key and 'taken' or nil
-end
-
--- The same as the payload's `available`, 1 or 0.
-local function available(record, lock, lock_key)
-  return record and not obstacle(record, lock, lock_key) and 1 or 0
+-- What stands in the way of a booking by the one who gives this lock_key, where `key` has the slot or will be given it;
+-- nil if nothing does.
+local function obstacle(record, key, lock_key)
+  return not record and 'not_found' or (unbookable(record)) or key and key ~= lock_key and 'taken' or nil
 end

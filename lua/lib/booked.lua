@@ -11,10 +11,11 @@ for i = 1, count do
 end
 local texts = redis.call('MGET', unpack(booking_names))
 
-local ids, names, place = {}, {}, {}
+local ids, names, first, place = {}, {}, {}, {}
 local function add(slot_id)
   if not place[slot_id] then
-    place[slot_id], ids[#ids + 1] = #ids + 1, slot_id
+    ids[#ids + 1] = slot_id
+    place[slot_id], first[#ids] = #ids, #ids
     names[#names + 1], names[#names + 2] = lock_name_of(slot_id), record_name_of(slot_id)
   end
 end

@@ -1,10 +1,12 @@
--- The lock that stands in the way on slot i. Where it ended by its date and nobody told yet, it is that of the first in
--- line, who is about to get the slot.
+-- Who has slot i, its lock_key, and until when; nil if nobody has. Where a lock ended by its date and nobody told yet, it is the
+-- first in line, who is about to get the slot.
 local function lock_in_the_way(i)
-  local lock = lock_of(i)
-  if not lock then
-    read_tokens()
-    lock = is_waited_for(tokens[i + 1]) and next_in_line(ids[i], lock_name(i)) or nil
+  local key = key_of(i)
+  if key then
+    return key, end_of(i)
   end
-  return lock
+  local turn = is_waited_for(tokens[first[i] + 1]) and next_in_line(ids[i], lock_name(i))
+  if turn then
+    return turn.key, turn.until_ms
+  end
 end

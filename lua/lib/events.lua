@@ -5,13 +5,10 @@
 local events, told = KEYS[3], {}
 local EVENTS_KEPT = 10000
 
-local function resource_in(record)
-  return record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
-end
-
 local function tell(kind, id, record, until_ms, token, ticket)
-  told[#told + 1] = string.format('%s\t%s\t%s\t%.0f\t%.0f', kind, id, resource_in(record), until_ms or 0, token or 0)
-    .. (ticket and '\t' .. ticket or '')
+  local resource_id = record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
+  local line = string.format('%s\t%s\t%s\t%.0f\t%.0f', kind, id, resource_id, until_ms or 0, token or 0)
+  told[#told + 1] = ticket and line .. '\t' .. ticket or line
 end
 
 local function publish()

@@ -1,8 +1,25 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
--- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, without functions of its own:
--- this is the hot path.
+-- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, almost without
+-- functions of its own: this is the hot path, and to make a function costs it more than to run one.
 local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
-read_tokens()
+
+-- What is needed where a slot is taken or waited for, or where its lock ended by its date.
+local made
+local function seldom()
+  if not made then
+    -- include: naming
+    -- include: locks
+    -- include: queue
+    -- include: turns
+    -- include: join
+    -- include: lapsed
+    made = {
+      end_of = end_of, lapse = lapse, lapsed_locks = lapsed_locks, forget = forget,
+      next_in_line = next_in_line, leave_line = leave_line, join = join, write_lines = write_lines,
+    }
+  end
+  return made
+end
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
 -- anything is written; each is looked at only when the counts differ.
@@ -15,13 +32,14 @@ local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 local reply, refused, quotas = {now_us}, false, nil
 local granted, prolonged, joining, fields, dates = {}, {}, {}, {'', 0}, {}
 for i = 1, count do
-  local argument = HEAD + (i - 1) * STRIDE
-  local lock_key, given, token, quota = ARGV[argument + 2], ARGV[argument + 3], ARGV[argument + 4], ''
+  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], #reply
+  local id, lock_key, given = ids[i], ARGV[argument_at + 2], ARGV[argument_at + 3]
+  local token, quota = ARGV[argument_at + 4], ''
   if MAKES then
     token, quota = '', token
   end
-  local record, lock, tag, lockable, free_at = records[ids[i]], lock_of(i), nil, nil, nil
-  local turn = nil
+  local key, record, had = values[2 * at - 1], values[2 * at], tokens[at + 1]
+  local tag, lockable, free_at, turn
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now.
   local until_ms = tonumber(given)
@@ -33,7 +51,8 @@ for i = 1, count do
     tag = 'past'
   elseif until_ms - now_ms > max_lock_ms then
     tag = 'too_long'
-  elseif some_foreign and is_foreign(i) then
+  elseif some_foreign and (not key and redis.call('EXISTS', names[2 * i - 1]) == 1
+    or not record and redis.call('EXISTS', names[2 * i]) == 1) then
     tag = 'corrupt'
   elseif record then
     tag, lockable = unbookable(record)
@@ -42,18 +61,18 @@ for i = 1, count do
     tag = 'not_found'
   end
   if not tag then
-    if not lock then
-      tag = MAKES and 'locked' or 'gone'
-    else
+    if key then
       tag = claim_on(i, lock_key, token)
+    else
+      tag = MAKES and 'locked' or 'gone'
     end
-    if MAKES and tag ~= 'taken' and is_waited_for(tokens[i + 1]) then
+    if MAKES and tag ~= 'taken' and is_waited_for(had) then
       -- The slot was given to the first in line, who comes for it here; or it is theirs now that the lock has lapsed.
-      local first = next_in_line(ids[i], lock_name(i))
-      if not lock and first and first.key ~= lock_key then
-        tag, free_at = 'taken', first.until_ms
-      elseif first and (not lock or first.token == token_of(i)) then
-        tag, turn = 'locked', first
+      local head = seldom().next_in_line(id, names[2 * i - 1])
+      if not key and head and head.key ~= lock_key then
+        tag, free_at = 'taken', head.until_ms
+      elseif head and (not key or head.token == tonumber(had)) then
+        tag, turn = 'locked', head
       end
     end
     if quota ~= '' then  -- never in `extend`, which does not have what counts
@@ -64,50 +83,49 @@ for i = 1, count do
     end
   end
 
-  local at = #reply
   if tag == 'locked' or tag == 'yours' then
-    local is_new = not lock
-    if is_new then
-      lock = {key = lock_key, until_ms = until_ms}
-      held[ids[i]] = lock
-      lapse(i)
-    else
+    if key then
       prolonged[#prolonged + 1] = i
+    elseif had then
+      seldom().lapse(i)
     end
     if tag == 'locked' then
       granted[#granted + 1] = i
     end
     if turn then
-      leave_line(ids[i], lock_name(i), turn.ticket)
+      seldom().leave_line(id, names[2 * i - 1], turn.ticket)
     end
-    if is_new or not token_of(i) then
+    local fencing_token = key and tonumber(had)
+    if not fencing_token then
       -- Above the clock too: a store that lost its data must not hand out old tokens again.
       last_token = math.max(last_token + 1, now_us)
-      lock.token = last_token
+      fencing_token = last_token
     end
-    local before_ms = tag == 'yours' and end_of(i)
-    lock.until_ms = math.max(before_ms or 0, until_ms)
-    if lock.until_ms ~= before_ms then
-      tell(is_new and 'locked' or 'extended', ids[i], record, lock.until_ms, lock.token)
+    local before_ms = tag == 'yours' and seldom().end_of(i)
+    until_ms = math.max(before_ms or 0, until_ms)
+    if until_ms ~= before_ms then
+      tell(key and 'extended' or 'locked', id, record, until_ms, fencing_token)
     end
-    local in_line = turn or not is_new and is_waited_for(tokens[i + 1])
-    fields[#fields + 1], fields[#fields + 2] = ids[i], in_line and string.format('+%.0f', lock.token) or lock.token
-    dates[#dates + 1], dates[#dates + 2] = lock.until_ms, ids[i]
-    reply[at + 1], reply[at + 2], reply[at + 3], reply[at + 4] = tag, record, lock.until_ms, lock.token
+    local in_line = turn or key and is_waited_for(had)
+    local kept = in_line and string.format('+%.0f', fencing_token) or fencing_token
+    values[2 * at - 1], tokens[at + 1], ends[at] = lock_key, kept, until_ms
+    fields[#fields + 1], fields[#fields + 2] = id, kept
+    dates[#dates + 1], dates[#dates + 2] = until_ms, id
+    reply[row + 1], reply[row + 2], reply[row + 3], reply[row + 4] = tag, record, until_ms, fencing_token
   else
     refused = true
     if FAIR and tag == 'taken' then
       joining[#joining + 1] = i
-      if lock and not token_of(i) then
+      if key and not tonumber(had) then
         -- Another client set this key by hand: it needs a token that can say that somebody waits.
         last_token = math.max(last_token + 1, now_us)
-        lock.token = last_token
-        fields[#fields + 1], fields[#fields + 2] = ids[i], lock.token
-        dates[#dates + 1], dates[#dates + 2] = end_of(i), ids[i]
+        tokens[at + 1] = last_token
+        fields[#fields + 1], fields[#fields + 2] = id, last_token
+        dates[#dates + 1], dates[#dates + 2] = seldom().end_of(i), id
       end
     end
-    reply[at + 1], reply[at + 2], reply[at + 3] = tag, false, free_at or tag == 'taken' and end_of(i) or 0
-    reply[at + 4] = 0
+    reply[row + 1], reply[row + 2] = tag, false
+    reply[row + 3], reply[row + 4] = free_at or tag == 'taken' and seldom().end_of(i) or 0, 0
   end
 end
 
@@ -115,9 +133,9 @@ if quotas then
   quotas.forget_ended()
 end
 if refused and mode == 'all' then
-  for at = 2, #reply, 4 do
-    if reply[at] == 'locked' or reply[at] == 'yours' then
-      reply[at], reply[at + 1], reply[at + 2], reply[at + 3] = 'withheld', false, 0, 0
+  for row = 2, #reply, 4 do
+    if reply[row] == 'locked' or reply[row] == 'yours' then
+      reply[row], reply[row + 1], reply[row + 2], reply[row + 3] = 'withheld', false, 0, 0
     end
   end
   return reply
@@ -126,16 +144,19 @@ end
 if #dates > 0 then
   -- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
   -- Nothing waits for it: a lock is live as long as its key is.
-  local gone = lapsed_locks(2 * count)
+  local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, 2 * count)
+  local gone = #ended > 0 and seldom().lapsed_locks(ended)
   publish()  -- the first to be written: it may find something else in its place
-  forget(gone)
+  if gone then
+    seldom().forget(gone)
+  end
 
   -- redis.call writes a number in full; only tostring and .. would round a token.
   for _, i in ipairs(granted) do
-    redis.call('SET', lock_name(i), held[ids[i]].key, 'NX', 'PXAT', held[ids[i]].until_ms)
+    redis.call('SET', names[2 * i - 1], values[2 * first[i] - 1], 'NX', 'PXAT', ends[first[i]])
   end
   for _, i in ipairs(prolonged) do
-    redis.call('PEXPIREAT', lock_name(i), held[ids[i]].until_ms)
+    redis.call('PEXPIREAT', names[2 * i - 1], ends[first[i]])
   end
   fields[2] = last_token
   redis.call('HSET', locks, unpack(fields))
@@ -144,9 +165,11 @@ if #dates > 0 then
     quotas.write(granted)
   end
 end
-write_lines()
+if made then
+  made.write_lines()
+end
 if FAIR then
-  for _, i in ipairs(join(joining)) do
+  for _, i in ipairs(seldom().join(joining)) do
     reply[4 * i - 2] = 'corrupt'
   end
 end

@@ -11,7 +11,7 @@ local function join(joining)
       redis.call('PEXPIREAT', line.queue, until_ms)
       redis.call('PEXPIREAT', line.tickets, until_ms)
       -- Where there is no lock the line was there before, and its sign.
-      if lock_of(i) and not (is_waited_for(tokens[i + 1]) and tonumber(tokens[i + 1]) == token_of(i)) then
+      if key_of(i) and not is_waited_for(tokens[first[i] + 1]) then
         signs[#signs + 1], signs[#signs + 2] = ids[i], string.format('+%.0f', token_of(i))
       end
     else

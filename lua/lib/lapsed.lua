@@ -1,8 +1,8 @@
--- Locks that ended by their date and were not told of yet: up to so many, the one that ended first at the head. They are
--- told of here, and returned to be forgotten; that is the only place where a lock's end by its date is seen, but for
--- `lapse`, so each is told once. Where somebody waits in line, the slot is theirs next.
-local function lapsed_locks(most)
-  local found = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, most)
+-- Takes what ZRANGEBYSCORE found in `expiry` that ended by its date, slots and dates, the one that ended first at the head.
+-- Those that were not told of yet are told of here, and all are returned to be forgotten; that is the only place where a
+-- lock's end by its date is seen, but for `lapse`, so each is told once. Where somebody waits in line, the slot is theirs
+-- next.
+local function lapsed_locks(found)
   local gone, lock_names, record_names = {}, {}, {}
   for at = 1, #found, 2 do
     local i = (at + 1) / 2

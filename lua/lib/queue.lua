@@ -1,15 +1,12 @@
 -- The line before a slot: who waits for it fairly, in the order they came. Its queue has the tickets by arrival in µs.
 -- Beside it, a hash says of each ticket until when it lives unless it is renewed (ms), the fencing token if the slot
 -- was given to it already (else 0), and its lock_key.
--- In `locks`, a plus sign before the token of a lock says that there may be a line. Whoever ends such a lock, or finds
--- that it ended by its date, looks; so a slot that nobody waits for costs nothing. As a number the token is the same.
+-- In `locks`, a plus sign before the token of a lock says that there may be a line (`is_waited_for`). Whoever ends such a
+-- lock, or finds that it ended by its date, looks; so a slot that nobody waits for costs nothing. As a number the token is
+-- the same.
 -- key suffixes: LOCK, QUEUE, TICKETS
 local LOOK = 32
 local lines = {}
-
-local function is_waited_for(token)
-  return token and string.byte(token) == 43
-end
 
 local function line_of(id, lock_name)
   local line = lines[id]

@@ -81,7 +81,7 @@ local function new_quotas()
       local quota = argument(i, 4)
       if quota ~= '' then
         local fields = holders[string.match(quota, ' (.*)$')].fields
-        fields[#fields + 1], fields[#fields + 2] = ids[i], held[ids[i]].token
+        fields[#fields + 1], fields[#fields + 2] = ids[i], tokens[first[i] + 1]
       end
     end
     for name, holder in pairs(holders) do

@@ -6,7 +6,7 @@ local function view(reply, i, record, lock_key)
   elseif unbookable(record) == 'corrupt' then
     tag = 'corrupt'
   end
-  local lock = lock_in_the_way(i)
-  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record, lock and (lock.until_ms or end_of(i)) or 0
-  reply[at + 4] = available(record, lock, lock_key)
+  local key, until_ms = lock_in_the_way(i)
+  reply[at + 1], reply[at + 2], reply[at + 3] = tag, record, until_ms or 0
+  reply[at + 4] = obstacle(record, key, lock_key) and 0 or 1
 end

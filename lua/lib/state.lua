@@ -1,0 +1,23 @@
+-- What stands of the slots, read with one command for all of them: of the slot at place p, the lock_key of its lock is
+-- values[2p - 1], its record values[2p], its fencing token tokens[p + 1], and its lock's end, once somebody asked for it,
+-- ends[p]. Whoever changes a slot changes it here, too.
+local locks, expiry = KEYS[1], KEYS[2]
+local values = #names > 0 and redis.call('MGET', unpack(names)) or {}
+-- The field without a name is the last token that was given out.
+local tokens = redis.call('HMGET', locks, '', unpack(ids))
+local last_token = tonumber(tokens[1]) or 0
+local ends, ends_are_read = {}, false
+local lapsed = {}  -- the slots whose lock ended by its date, and that were told of it here
+
+-- What a caller with this lock_key, and this fencing token if it gives one, has to do with the lock of slot i. A token
+-- that differs names an earlier lock of the same key: that one is gone.
+local function claim_on(i, lock_key, token)
+  local at = first[i]
+  local key = values[2 * at - 1]
+  if not key then
+    return 'gone'
+  elseif key ~= lock_key then
+    return 'taken'
+  end
+  return (token == '' or tonumber(token) == tonumber(tokens[at + 1])) and 'yours' or 'gone'
+end
