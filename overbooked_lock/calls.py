@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import hiredis
@@ -591,9 +592,10 @@ def _fields(requests: Iterable[tuple[str | int, ...]]) -> list[str | int]:
     return [field for request in requests for field in request]
 
 
-def _rows(reply: Reply, head: int = 1, width: int = 4) -> Iterator[Reply]:
+def _rows(reply: Reply, head: int = 1, width: int = 4) -> Iterator[tuple[Any, ...]]:
     """The values that a script replies for each slot or booking."""
-    return (reply[at : at + width] for at in range(head, len(reply), width))
+    values = islice(reply, head, None)
+    return zip(*[values] * width, strict=True)
 
 
 def _granted(
@@ -632,7 +634,7 @@ def _lock(
     sent_at: float,
 ) -> Lock:
     ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
-    return Lock(slot_id, lock_key, from_milliseconds(until_ms), token, already_held, record, ends_at)
+    return Lock(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
 
 
 def _locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
+from threading import get_ident
 from typing import Any, cast
 
 import hiredis
@@ -40,8 +41,6 @@ _TOO_LATE = "its turn did not come in time"
 class _Item(store.Attempts):
     """A step in the queue, its tries, and the future its caller awaits."""
 
-    __slots__ = ("future", "step")
-
     def __init__(self, step: Run, timeout: float, future: asyncio.Future[Any]) -> None:
         super().__init__(timeout)
         self.step = step
@@ -60,6 +59,7 @@ class Coalescer:
         self._settings = settings
         self._timeout = timeout
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._queue: deque[_Item] = deque()
         self._flush_is_due = False
         self._in_flight = 0
@@ -76,11 +76,11 @@ class Coalescer:
 
         Raises StoreUnavailable if it is closed, RuntimeError on another event loop than that of the first call.
         """
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            if self._loop is not None:
-                raise RuntimeError("an AsyncLockEngine belongs to the event loop of its first call")
-            self._loop = loop
+        loop = self._loop
+        # A thread runs one loop at a time. To ask which costs more than all else here (CPython 3.11 asks for the
+        # process id each time), so it is asked only when the loop of the first call does not run, or not here.
+        if loop is None or get_ident() != self._thread or not loop.is_running():
+            loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", _CLOSED)
         item = _Item(step, self._timeout, loop.create_future())
@@ -90,6 +90,13 @@ class Coalescer:
             self._flush_is_due = True
             loop.call_soon(self._flush)
         return item.future
+
+    def _bind(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and loop is not self._loop:
+            raise RuntimeError("an AsyncLockEngine belongs to the event loop of its first call")
+        self._loop, self._thread = loop, get_ident()
+        return loop
 
     async def close(self) -> None:
         """Closes the connections; what was under way or in the queue ends as StoreUnavailable."""

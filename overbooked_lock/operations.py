@@ -140,12 +140,13 @@ class Operations:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
         quota = _quota(quota)
-        request = calls.LockRequest(arguments.slot_id(slot_id), key, until, key_is_new=lock_key is None, quota=quota)
+        request = calls.LockRequest(arguments.slot_id(slot_id), key, until, "", lock_key is None, quota)
         if arguments.flag(fair, "fair"):
             if wait is None:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
             request = request._replace(ticket=secrets.token_hex(8))
-        [lock] = yield from self._acquire(Run(calls.lock_fair if fair else calls.lock, [request]), wait)
+        run = Run(calls.lock_fair if fair else calls.lock, [request])
+        [lock] = yield from self._attempt(run) if wait is None else self._wait_for(run, wait)
         return lock
 
     def lock_many(
@@ -164,11 +165,10 @@ class Operations:
             calls.LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
             for slot_id in arguments.slot_ids(slot_ids)
         ]
-        return (yield from self._acquire(Run(calls.lock_many, requests, alone=True), wait))
+        run = Run(calls.lock_many, requests, alone=True)
+        return (yield from self._attempt(run) if wait is None else self._wait_for(run, wait))
 
-    def _acquire(self, run: Run, wait: timedelta | None) -> Operation[list[Lock]]:
-        if wait is None:
-            return (yield from self._attempt(run))
+    def _wait_for(self, run: Run, wait: timedelta) -> Operation[list[Lock]]:
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
         ticket = run.requests[0].ticket

@@ -75,14 +75,14 @@ class Attempts:
     ``maybe_applied`` once a reply is missing.
     """
 
-    __slots__ = ("_count", "_step", "_why", "deadline", "maybe_applied")
+    # Of the class as long as nothing failed: nearly every call is the first try of its kind, and the last.
+    _count = 0
+    _why = ""
+    maybe_applied = False
 
     def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self.deadline = time.monotonic() + timeout
-        self._step = timeout / 16
-        self._count = 0
-        self._why = ""
-        self.maybe_applied = False
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
@@ -90,9 +90,9 @@ class Attempts:
 
     def time_for_next(self) -> float:
         """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
-        left = self.time_left()
+        left, step = self.time_left(), self._timeout / 16
         # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
-        half = left / 2 // self._step * self._step
+        half = left / 2 // step * step
         return max(half, min(left, _SHORTEST_TRY), 0.001)
 
     def failed(self, error: BaseException, *, sent: bool) -> float:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, closing
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any, cast
 
 import pytest
@@ -276,9 +277,7 @@ async def test_a_broken_subscription_misses_nothing(
         seen = [position]
         while seen[-1].fencing_token != tokens[-1] or seen[-1].type != "unlocked":
             seen += await take(events, 1)
-    assert [event.type for event in seen[1:]] == ["unlocked", "locked"] * (len(seen) // 2) + (
-        ["unlocked"] if len(seen) % 2 == 0 else []
-    ) or [event.type for event in seen] == ["locked", "unlocked"] * (len(seen) // 2)
+    assert all({one.type, after.type} == {"locked", "unlocked"} for one, after in pairwise(seen))
     assert [event.fencing_token for event in seen if event.type == "locked"][-5:] == tokens
 
 

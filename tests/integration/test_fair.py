@@ -426,7 +426,7 @@ def test_a_waiter_that_gives_up_leaves_the_line(
 ) -> None:
     """At its deadline, or when its engine is closed: the next gets the slot at once."""
     held = lock_engine.lock(slot.id, lock_for=MINUTE)
-    first = callers[0].wait(slot, wait=timedelta(milliseconds=150) if how == "gives up" else LONG)
+    first = callers[0].wait(slot, wait=timedelta(seconds=1) if how == "gives up" else LONG)
     line.await_count(slot, 1)
     second = callers[1].wait(slot)
     line.await_count(slot, 2)

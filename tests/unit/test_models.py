@@ -40,7 +40,8 @@ RECORD = (
     b"1LA 1 0 0 1608392662854 1608392662854 1603312200000 1603313400000\n"
     b"2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n5b003c67-f69f-471b-9268-3896a9a3df29\n{}"
 )
-LOCK = Lock("3751095a-b4ef-41a3-98a3-b8a0eecfc332", "secret-key", UNTIL, 1795342754587123, False, RECORD, 0.0)
+UNTIL_MS = arguments.to_milliseconds(UNTIL)
+LOCK = Lock("3751095a-b4ef-41a3-98a3-b8a0eecfc332", "secret-key", UNTIL_MS, 1795342754587123, False, RECORD, 0.0)
 
 
 def test_the_payload_is_that_of_the_published_page() -> None:
