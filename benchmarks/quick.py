@@ -8,40 +8,35 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
-import os
-import platform
-import socket
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
-from importlib.metadata import version
 from typing import Literal
 
 import redis
 import redis.asyncio
 import uvloop
-from redis.exceptions import ResponseError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-import overbooked_lock
-from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, NewSlot
+from benchmarks.measuring import (
+    CALLERS,
+    LOCK_FOR,
+    TURNS_OF_ONE,
+    WARM_UP,
+    Circumstances,
+    Spread,
+    in_turns,
+    private_server,
+    registered_slot,
+    settle,
+)
+from overbooked_lock import AsyncLockEngine, LockEngine
 
-CALLERS = 200
-LOCK_FOR = timedelta(seconds=30)
-WARM_UP = 0.3  # seconds, for connections, scripts and caches
-# A single caller has no crowd to start: in a round it takes that many short turns, for a steadier median.
-TURNS_OF_ONE = 5
-
-Transport = Literal["tcp", "unix"]
 Side = Callable[[float], float]
 """Measures for this many seconds; returns the seconds that one pair took."""
 
@@ -89,26 +84,19 @@ class Result:
 def compare(workload: Workload, ours: Side, theirs: Side, seconds: float, rounds: int) -> Result:
     for side in (ours, theirs):
         side(WARM_UP)
-    gc.collect()
-    gc.freeze()  # what stands now need not be looked through again before each turn
-    figures: dict[Side, list[float]] = {ours: [], theirs: []}
-    for number in range(rounds):
-        # In turns, for whoever comes second finds warmer caches, or a hotter machine.
-        for side in (ours, theirs) if number % 2 == 0 else (theirs, ours):
-            gc.collect()  # nobody pays for the other's garbage
-            figures[side].append(workload.figure(side(seconds)))
-    ratios = sorted(mine / other for mine, other in zip(figures[ours], figures[theirs], strict=True))
-    lower, ratio, upper = statistics.quantiles(ratios, n=4, method="inclusive") if rounds > 1 else ratios * 3
+    settle()
+    figures = in_turns((ours, theirs), lambda side: workload.figure(side(seconds)), rounds)
+    ratio = Spread.of_ratios(figures[ours], figures[theirs])
     return Result(
         workload.name,
         workload.unit,
         statistics.median(figures[ours]),
         statistics.median(figures[theirs]),
-        ratio,
-        (lower, upper),
-        (ratios[0], ratios[-1]),
+        ratio.median,
+        ratio.middle_half,
+        ratio.range,
         workload.target_text(),
-        workload.meets(ratio),
+        workload.meets(ratio.median),
     )
 
 
@@ -194,7 +182,7 @@ def run(url: str, seconds: float, rounds: int) -> Iterator[Result]:
     ids = [f"slot-{number}" for number in range(CALLERS)]
     names = [f"redis-py:{slot_id}" for slot_id in ids]
     with LockEngine.from_url(url) as engine, redis.Redis.from_url(url) as client:
-        engine.create_slots(_slot(slot_id) for slot_id in ids)
+        engine.create_slots(registered_slot(slot_id) for slot_id in ids)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             # A connection for each caller: none waits for another's.
             async_client = redis.asyncio.Redis.from_url(url, max_connections=CALLERS)
@@ -209,60 +197,7 @@ def run(url: str, seconds: float, rounds: int) -> Iterator[Result]:
         yield compare(SYNC_ONE, our_side, their_side, seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE)
 
 
-def _slot(slot_id: str) -> NewSlot:
-    start = datetime(2030, 6, 1, 18, tzinfo=UTC)
-    metadata = {"court": "Center", "price": {"amount": 3200, "currency": "EUR"}, "members_only": False}
-    return NewSlot(
-        id=slot_id, resource_id="court-1", start_date=start, end_date=start + timedelta(hours=1), metadata=metadata
-    )
-
-
-@contextmanager
-def private_server(transport: Transport) -> Iterator[tuple[str, dict[str, str | int | float]]]:
-    """A server of our own, that writes nothing to disk: its URL, and what is to be known of the circumstances."""
-    with (
-        tempfile.TemporaryDirectory(prefix="overbooked-bench-") as folder,
-        EmbeddedServer(folder, fsync="everysec") as server,
-        redis.Redis.from_url(server.url) as admin,
-    ):
-        admin.config_set("appendonly", "no")
-        url = server.url if transport == "unix" else f"redis://127.0.0.1:{_listen(admin)}"
-        info = admin.info("server")
-        yield (
-            url,
-            {
-                "overbooked-lock": overbooked_lock.__version__,
-                "python": platform.python_version(),
-                "redis-py": version("redis"),
-                "hiredis": version("hiredis"),
-                "uvloop": version("uvloop"),
-                "server": f"{'valkey' if 'valkey_version' in info else 'redis'} {server.version}",
-                "cores": os.cpu_count() or 0,
-                "transport": "TCP over loopback" if transport == "tcp" else "Unix socket",
-            },
-        )
-
-
-def _listen(admin: redis.Redis) -> int:
-    """Lets the server, which has a Unix socket alone, listen on this machine's loopback too; returns the port."""
-    try:
-        admin.config_set("bind", "127.0.0.1")
-        for _ in range(10):
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                port: int = free.getsockname()[1]
-            try:
-                admin.config_set("port", port)
-            except ResponseError as error:
-                if "listen" not in str(error):  # else somebody took the port in between
-                    raise
-            else:
-                return port
-    except ResponseError as error:
-        raise SystemExit(f"this server can't be told to listen ({error}): use --transport unix") from error
-    raise SystemExit("no free port was found: use --transport unix")
-
-
-def show(results: list[Result], circumstances: dict[str, str | int | float]) -> None:
+def show(results: list[Result], circumstances: Circumstances) -> None:
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in ("lock + unlock", "ours", "redis-py", "unit", "ratio", "middle half", "target", ""):
         of_numbers = heading in ("ours", "redis-py", "ratio", "middle half", "target")

@@ -27,7 +27,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quick import _slot, private_server
+from benchmarks.measuring import private_server, registered_slot
 from overbooked_lock import LockEngine
 from overbooked_lock.sidecar.requests import Channels
 
@@ -165,7 +165,7 @@ def run(url: str, callers: list[int], seconds: float, rounds: int) -> Iterator[R
     with LockEngine.from_url(url) as engine:
         slots = [f"slot-{number}" for number in range(max(callers))]
         for first in range(0, len(slots), 500):
-            engine.create_slots(map(_slot, slots[first : first + 500]))
+            engine.create_slots(map(registered_slot, slots[first : first + 500]))
     with (
         running(PROGRAM, "sidecar", "--name", SIDECAR, "--url", url, "--keep-answers", "10s"),
         running(sys.executable, "-m", "benchmarks.sidecar", "--echo", url),

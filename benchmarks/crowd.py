@@ -1,0 +1,61 @@
+"""Very many slots, all held, on a server of their own: does it grow slower, and how much memory does a slot take?
+
+As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again, so that the turns reach
+all over the server's memory.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from multiprocessing import get_context
+
+import redis
+
+from benchmarks.measuring import registered_slot
+from overbooked_lock import AsyncLockEngine, LockEngine
+
+PACKAGES = ("overbooked-lock",)
+LOCK_KEY = "who-holds-them-all"
+HELD_FOR = timedelta(hours=1)
+PER_CALL = 512
+
+
+def fill(url: str, slots: int) -> float:
+    """Registers and locks that many slots; returns the bytes that the server took for each."""
+    with redis.Redis.from_url(url) as admin:
+        before = admin.info("memory")["used_memory"]
+        # Python takes longer to ask for a slot than the server to make it. Spawned: a fork would copy our threads.
+        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+            for _ in pool.map(partial(_fill_part, url, slots), range(0, slots, PER_CALL * 20)):
+                pass
+        used: int = admin.info("memory")["used_memory"] - before
+        return used / slots
+
+
+def _fill_part(url: str, slots: int, start: int) -> None:
+    with LockEngine.from_url(url, timeout=timedelta(seconds=30)) as engine:
+        end = min(slots, start + PER_CALL * 20)
+        for first in range(start, end, PER_CALL):
+            ids = [f"crowd-{number}" for number in range(first, min(end, first + PER_CALL))]
+            engine.create_slots(map(registered_slot, ids))
+            engine.lock_many(ids, lock_key=LOCK_KEY, lock_for=HELD_FOR)
+
+
+@asynccontextmanager
+async def connect(url: str, callers: int) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
+    async with AsyncLockEngine.from_url(url) as engine:
+        share = (await engine.list_slots(limit=1)).total // callers
+
+        async def pair(caller: str) -> None:
+            slot_id = f"crowd-{int(caller) + callers * random.randrange(share)}"
+            await engine.unlock(slot_id, lock_key=LOCK_KEY)
+            lock = await engine.lock(slot_id, lock_key=LOCK_KEY, lock_for=HELD_FOR)
+            assert lock.slot is not None
+            assert lock.fencing_token > 0
+
+        yield pair
