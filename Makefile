@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test soak check test-servers test-pythons bench-quick bench-http bench-sidecar build clean
+.PHONY: help setup run demo test soak check test-servers test-pythons bench bench-quick bench-http bench-sidecar build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -55,6 +55,14 @@ PYTHONS ?= $(foreach v,3.11 3.12 3.13,$(firstword $(wildcard $(HOME)/.pyenv/vers
 
 test-pythons: ## Run the tests on each Python from 3.11 to 3.13 that is here
 	@for python in $(PYTHONS); do $(MAKE) PYTHON=$$python VENV=.venv-$$(basename $$python) test || exit 1; done
+
+PEERS := benchmarks/peers
+
+# What can't be installed is named as missing in the results.
+bench: $(READY) ## Compare with every peer and with what the server can do, in about 5 minutes
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[peers]' || echo "Some peers could not be installed."
+	@! command -v npm >/dev/null || npm ci --prefix $(PEERS) --silent --no-audit --no-fund || echo "node-redlock could not be installed."
+	$(BIN)/python -m benchmarks.full
 
 bench-quick: $(READY) ## Compare with redis-py's own Lock, in under a minute
 	$(BIN)/python -m benchmarks.quick

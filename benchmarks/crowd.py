@@ -1,7 +1,7 @@
 """Very many slots, all held, on a server of their own: does it grow slower, and how much memory does a slot take?
 
-As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again, so that the turns reach
-all over the server's memory.
+As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again, so that the turns
+reach all over the server's memory.
 """
 
 from __future__ import annotations
@@ -17,33 +17,45 @@ from multiprocessing import get_context
 import redis
 
 from benchmarks.measuring import registered_slot
-from overbooked_lock import AsyncLockEngine, LockEngine
+from overbooked_lock import AsyncLockEngine, LockEngine, NewSlot
 
 PACKAGES = ("overbooked-lock",)
 LOCK_KEY = "who-holds-them-all"
 HELD_FOR = timedelta(hours=1)
 PER_CALL = 512
+PER_PART = 20 * PER_CALL
 
 
-def fill(url: str, slots: int) -> float:
+def hold(url: str, slots: int) -> float:
     """Registers and locks that many slots; returns the bytes that the server took for each."""
     with redis.Redis.from_url(url) as admin:
         before = admin.info("memory")["used_memory"]
-        # Python takes longer to ask for a slot than the server to make it. Spawned: a fork would copy our threads.
-        with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-            for _ in pool.map(partial(_fill_part, url, slots), range(0, slots, PER_CALL * 20)):
-                pass
+        register(url, slots, crowd_slot, locked=True)
         used: int = admin.info("memory")["used_memory"] - before
         return used / slots
 
 
-def _fill_part(url: str, slots: int, start: int) -> None:
+def crowd_slot(number: int) -> NewSlot:
+    return registered_slot(f"crowd-{number}")
+
+
+def register(url: str, slots: int, slot: Callable[[int], NewSlot], *, locked: bool) -> None:
+    """Registers that many slots; ``slot`` makes the one of a number."""
+    # Python takes longer to ask for a slot than the server to make it. Spawned: a fork would copy our threads.
+    with ProcessPoolExecutor(2, get_context("spawn")) as pool:
+        part = partial(_register_part, url, slots, slot, locked)
+        assert sum(pool.map(part, range(0, slots, PER_PART))) == slots
+
+
+def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked: bool, start: int) -> int:
+    end = min(slots, start + PER_PART)
     with LockEngine.from_url(url, timeout=timedelta(seconds=30)) as engine:
-        end = min(slots, start + PER_CALL * 20)
         for first in range(start, end, PER_CALL):
-            ids = [f"crowd-{number}" for number in range(first, min(end, first + PER_CALL))]
-            engine.create_slots(map(registered_slot, ids))
-            engine.lock_many(ids, lock_key=LOCK_KEY, lock_for=HELD_FOR)
+            batch = [slot(number) for number in range(first, min(end, first + PER_CALL))]
+            engine.create_slots(batch)
+            if locked:
+                engine.lock_many([one.id for one in batch], lock_key=LOCK_KEY, lock_for=HELD_FOR)
+    return end - start
 
 
 @asynccontextmanager

@@ -43,7 +43,7 @@ class Turn:
         return self.seconds / self.pairs
 
 
-class Missing(Exception):  # noqa: N818 - what it is
+class Missing(Exception):
     """A side can't be measured here; the text says why."""
 
 
