@@ -77,4 +77,4 @@ build: $(READY) ## Build the wheel and the sdist
 	$(BIN)/python -m build --no-isolation
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEERS)/node_modules dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.report import Comparison, Report, number
 
@@ -15,11 +16,11 @@ OURS, THEIRS, SCALE = "#2f81f7bb", "#8b949e99", "#8b949e44"
 
 
 def draw(report: Report, path: Path) -> None:
-    settings = {"svg.fonttype": "path", "svg.hashsalt": "overbooked-lock", "font.size": 10, "text.color": TEXT}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": "overbooked-lock", "font.size": 10, "text.color": TEXT}
     with mpl.rc_context(settings):
         heights = [len(_measured(comparison)) for comparison in report.comparisons]
-        figure = Figure(figsize=(8.4, sum(heights) * 0.32 + 2.8), layout="constrained")
-        figure.get_layout_engine().set(hspace=0.08, w_pad=0.12)
+        layout = ConstrainedLayoutEngine(hspace=0.08, w_pad=0.12)
+        figure = Figure(figsize=(8.4, sum(heights) * 0.32 + 2.8), layout=layout)
         parts = figure.subplots(len(heights), 1, height_ratios=[height + 1 for height in heights])
         for part, comparison in zip(parts, report.comparisons, strict=True):
             _bars(part, comparison)
@@ -45,11 +46,11 @@ def _bars(part: mpl.axes.Axes, comparison: Comparison) -> None:
     colours = [OURS if name == ours else SCALE if name == "two PINGs" else THEIRS for name in names]
     part.barh(names, medians, xerr=errors, color=colours, ecolor=TEXT, height=0.7, error_kw={"elinewidth": 1})
     for place, (_, median, _, upper) in enumerate(bars):
-        part.text(upper, place, f"  {number(median)}", va="center", fontsize=9)
+        part.annotate(number(median), (upper, place), (6, 0), textcoords="offset points", va="center", fontsize=9)
     better = "more is better" if comparison.unit == "pairs/s" else "less is better"
     part.set_title(f"{comparison.title}: {comparison.unit} ({better})", loc="left", color=TEXT, fontsize=10)
     part.invert_yaxis()
-    part.set_xlim(0, max(medians) * 1.16)
+    part.set_xlim(0, max(upper for *_, upper in bars) * 1.16)
     part.tick_params(colors=TEXT, length=0)
     part.grid(axis="x", color=LINE, linewidth=0.6)
     part.set_axisbelow(True)

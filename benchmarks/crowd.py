@@ -41,13 +41,17 @@ def crowd_slot(number: int) -> NewSlot:
 
 def register(url: str, slots: int, slot: Callable[[int], NewSlot], *, locked: bool) -> None:
     """Registers that many slots; ``slot`` makes the one of a number."""
+    part = partial(_register_part, url, slots, slot, locked)
+    if slots <= PER_PART:
+        part(0)
+        return
     # Python takes longer to ask for a slot than the server to make it. Spawned: a fork would copy our threads.
     with ProcessPoolExecutor(2, get_context("spawn")) as pool:
-        part = partial(_register_part, url, slots, slot, locked)
-        assert sum(pool.map(part, range(0, slots, PER_PART))) == slots
+        for _ in pool.map(part, range(0, slots, PER_PART)):  # raises what one of them raised
+            pass
 
 
-def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked: bool, start: int) -> int:
+def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked: bool, start: int) -> None:
     end = min(slots, start + PER_PART)
     with LockEngine.from_url(url, timeout=timedelta(seconds=30)) as engine:
         for first in range(start, end, PER_CALL):
@@ -55,7 +59,6 @@ def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked:
             engine.create_slots(batch)
             if locked:
                 engine.lock_many([one.id for one in batch], lock_key=LOCK_KEY, lock_for=HELD_FOR)
-    return end - start
 
 
 @asynccontextmanager

@@ -288,7 +288,7 @@ def http_rows(seconds: float, rounds: int) -> list[Row]:
     say("locks over HTTP")
     (ours, theirs), ratio, _ = http.compare(seconds, rounds, "none")
     return [
-        Row(what="HTTP lock, one worker ÷ the reference app", unit="", value=ratio, floor=http.TARGET, aim=None),
+        spread_row("HTTP lock, one worker ÷ the reference app", "", ratio, http.TARGET, None),
         Row(what="the same, locks/s", unit="locks/s", value=ours.locks_per_second, floor=None, aim=10_000),
         Row(
             what="the same, p99 ÷ the reference app's", unit="", value=ours.p99_ms / theirs.p99_ms, floor=1, aim=None,

@@ -34,6 +34,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import Spread, in_turns
 from overbooked_lock import EmbeddedServer, LockEngine, NewSlot
 
 CONNECTIONS = 32
@@ -177,7 +178,7 @@ def measure(side: Side, slot_ids: list[str], seconds: float) -> tuple[float, flo
     return rate, percentiles[49] * 1000, percentiles[98] * 1000
 
 
-def compare(seconds: float, rounds: int, fsync: str) -> tuple[list[Figures], float, str]:
+def compare(seconds: float, rounds: int, fsync: str) -> tuple[list[Figures], Spread, str]:
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(folder, fsync="always" if fsync == "always" else "everysec") as store,
@@ -197,17 +198,14 @@ def compare(seconds: float, rounds: int, fsync: str) -> tuple[list[Figures], flo
         key = engine.create_api_key("secret", name="benchmark").key
         with ours(store.url, key) as mine, reference(store.url) as theirs:
             sides = (mine, theirs)
-            found: dict[Side, list[tuple[float, float, float]]] = {side: [] for side in sides}
             for side in sides:
                 measure(side, ids, 0.5)
-            for number in range(rounds):
-                for side in sides if number % 2 == 0 else sides[::-1]:
-                    found[side].append(measure(side, ids, seconds))
+            found = in_turns(sides, lambda side: measure(side, ids, seconds), rounds)
         figures = [
             Figures(side.name, *(statistics.median(column) for column in zip(*found[side], strict=True)))
             for side in sides
         ]
-        ratio = statistics.median(a[0] / b[0] for a, b in zip(found[sides[0]], found[sides[1]], strict=True))
+        ratio = Spread.of_ratios(*([rate for rate, *_ in found[side]] for side in sides))
         return figures, ratio, f"valkey {store.version}"
 
 
@@ -221,9 +219,11 @@ def main() -> None:
     options = parser.parse_args()
     figures, ratio, server = compare(options.seconds, options.rounds, options.fsync)
     mine, theirs = figures
-    faster, sooner = ratio >= TARGET, mine.p99_ms < theirs.p99_ms
+    faster, sooner = ratio.median >= TARGET, mine.p99_ms < theirs.p99_ms
     if options.json:
-        print(json.dumps({"figures": [asdict(one) for one in figures], "ratio": ratio, "met": faster and sooner}))
+        print(
+            json.dumps({"figures": [asdict(one) for one in figures], "ratio": ratio.median, "met": faster and sooner})
+        )
     else:
         table = Table(box=SIMPLE, title_justify="left")
         for head in ("lock over HTTP", "locks/s", "p50 ms", "p99 ms"):
@@ -233,7 +233,7 @@ def main() -> None:
         console = Console()
         console.print(table)
         console.print(
-            f"ratio {ratio:.2f} (wanted ≥ {TARGET:g}: {'ok' if faster else 'missed'}), "
+            f"ratio {ratio.median:.2f} (wanted ≥ {TARGET:g}: {'ok' if faster else 'missed'}), "
             f"p99 lower: {'ok' if sooner else 'missed'}"
         )
         console.print(

@@ -110,7 +110,7 @@ class Worker:
         if not line:
             lines = self._process.stderr.read().splitlines()
             errors = [line.strip() for line in lines if "Error" in line.partition(":")[0]]
-            raise Missing((errors or lines or ["its process ended"])[-1])
+            raise Missing((errors or lines or ["its process ended"])[-1].replace(f"{HERE.parent}/", ""))
         heard: dict[str, Any] = json.loads(line)
         return heard
 
