@@ -183,9 +183,25 @@ def ratio_row(what: str, comparison: Comparison, peer: str, floor: float, aim: f
     )
 
 
-def spread_row(what: str, unit: str, spread: Spread, floor: float | None, aim: float | None, **more: object) -> Row:
-    return Row.model_validate(
-        {"what": what, "unit": unit, "value": spread.median, "spread": spread, "floor": floor, "aim": aim, **more}
+def spread_row(
+    what: str,
+    unit: str,
+    spread: Spread,
+    floor: float | None,
+    aim: float | None,
+    *,
+    less_is_better: bool = False,
+    note: str = "",
+) -> Row:
+    return Row(
+        what=what,
+        unit=unit,
+        value=spread.median,
+        spread=spread,
+        floor=floor,
+        aim=aim,
+        less_is_better=less_is_better,
+        note=note,
     )
 
 
@@ -288,8 +304,8 @@ def http_rows(seconds: float, rounds: int) -> list[Row]:
     say("locks over HTTP")
     (ours, theirs), ratio, _ = http.compare(seconds, rounds, "none")
     return [
-        spread_row("HTTP lock, one worker ÷ the reference app", "", ratio, http.TARGET, None),
-        Row(what="the same, locks/s", unit="locks/s", value=ours.locks_per_second, floor=None, aim=10_000),
+        spread_row(report.HTTP_RATIO, "", ratio, http.TARGET, None),
+        Row(what=report.HTTP_RATE, unit="locks/s", value=ours.locks_per_second, floor=None, aim=10_000),
         Row(
             what="the same, p99 ÷ the reference app's", unit="", value=ours.p99_ms / theirs.p99_ms, floor=1, aim=None,
             less_is_better=True, note=f"{report.number(ours.p99_ms)} ms",

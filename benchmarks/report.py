@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import textwrap
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from benchmarks.measuring import Spread
 
 ROOT = Path(__file__).parent.parent
 FOLDER = Path(__file__).parent
+HTTP_RATIO, HTTP_RATE = "HTTP lock, one worker ÷ the reference app", "the same, locks a second"
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 Verdict = Literal["aim reached", "floor met", "other floor met", "FLOOR MISSED", "aim not reached", "not measured"]
@@ -217,26 +219,34 @@ def _table(head: list[str], alignment: str, rows: Iterable[list[str]]) -> list[s
 def readme_text(report: Report) -> str:
     """What the README says between its markers."""
     many, one, sync = report.comparisons
-    times = [f"{number(peer.ratio.median)} times {peer.name}" for peer in many.peers[1:] if peer.ratio is not None]
-    figure, asyncio_ratio, sync_ratio = (
-        many.peers[0].figure,
-        one.of("redis-py asyncio").ratio,
-        sync.of("redis-py").ratio,
-    )
-    assert figure is not None
-    assert asyncio_ratio is not None
-    assert sync_ratio is not None
+    measured = [peer for peer in many.peers if peer.figure is not None]
+    missing = [peer.name for peer in many.peers if peer.figure is None]
+    rows = [
+        [peer.name, number(peer.figure.median), number(peer.ratio.median) if peer.ratio else ""]
+        for peer in sorted(measured, key=lambda peer: peer.figure.median if peer.figure else 0, reverse=True)
+        if peer.figure is not None
+    ]
     about = report.circumstances
-    return "\n".join(
-        [
-            f"| {about['server']}, {about['cores']} cores shared with the clients | lock + unlock |",
-            "| --- | --- |",
-            f"| 200 async callers, one process | {number(round(figure.median, -2))} pairs/s |",
-            f"| the same, next to | {', '.join(times)} |",
-            f"| one async caller | {number(asyncio_ratio.median)} of the time of redis-py's asyncio `Lock` |",
-            f"| one thread | {number(sync_ratio.median)} of the time of redis-py's `Lock` |",
-        ]
-    )
+    lines = [
+        *_table(["200 async callers, one process", "lock + unlock a second", "ours ÷ this"], "lrr", rows),
+        "",
+        textwrap.fill(
+            f"With one async caller a pair takes {_ratio(one.of('redis-py asyncio'))} of the time of redis-py's asyncio "
+            f"`Lock`, with one thread {_ratio(sync.of('redis-py'))} of its `Lock`'s. Over HTTP, one worker answers "
+            f"{report.row(HTTP_RATE).value_text()}, {report.row(HTTP_RATIO).value_text()} times as many as an app that "
+            f"one would write without us. ({about['server']}, {about['transport']}, {about['cores']} cores for server "
+            "and clients.)",
+            120,
+        ),
+    ]
+    if missing:
+        lines += ["", f"Missing in that run: {', '.join(missing)}."]
+    return "\n".join(lines)
+
+
+def _ratio(peer: Peer) -> str:
+    assert peer.ratio is not None, f"{peer.name} comes with us"
+    return number(peer.ratio.median)
 
 
 def with_figures(readme: str, report: Report) -> str:
@@ -245,7 +255,7 @@ def with_figures(readme: str, report: Report) -> str:
     _, end, after = rest.partition(END)
     assert begin, f"the README has no {BEGIN}"
     assert end, f"the README has no {END}"
-    return f"{before}{BEGIN}\n{readme_text(report)}\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{readme_text(report)}\n\n{END}{after}"
 
 
 def can_draw() -> bool:

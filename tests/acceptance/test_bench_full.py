@@ -161,7 +161,8 @@ def test_check_fails_when_a_floor_is_missed(
     shutil.copy(ROOT / "README.md", tmp_path)
 
     def run(value: float, *options: str) -> int:
-        measured = ([row(value, 7, 10)], found.comparisons, found.ceilings, found.circumstances)
+        others = [other.model_copy(update={"value": None}) for other in found.rows]
+        measured = ([row(value, 7, 10), *others], found.comparisons, found.ceilings, found.circumstances)
         monkeypatch.setattr(full, "measure", lambda *_: measured)
         return full.main([*options, "--results", str(tmp_path), "--readme", str(tmp_path / "README.md")])
 
