@@ -231,11 +231,11 @@ def readme_text(report: Report) -> str:
         *_table(["200 async callers, one process", "lock + unlock a second", "ours ÷ this"], "lrr", rows),
         "",
         textwrap.fill(
-            f"With one async caller a pair takes {_ratio(one.of('redis-py asyncio'))} of the time of redis-py's asyncio "
-            f"`Lock`, with one thread {_ratio(sync.of('redis-py'))} of its `Lock`'s. Over HTTP, one worker answers "
-            f"{report.row(HTTP_RATE).value_text()}, {report.row(HTTP_RATIO).value_text()} times as many as an app that "
-            f"one would write without us. ({about['server']}, {about['transport']}, {about['cores']} cores for server "
-            "and clients.)",
+            f"With one async caller a pair takes {_ratio(one.of('redis-py asyncio'))} of the time of redis-py's "
+            f"asyncio `Lock`, with one thread {_ratio(sync.of('redis-py'))} of its `Lock`'s. Over HTTP, one worker "
+            f"answers {report.row(HTTP_RATE).value_text()}, {report.row(HTTP_RATIO).value_text()} times as many as an "
+            f"app that one would write without us. ({about['server']}, {about['transport']}, {about['cores']} cores "
+            "for server and clients.)",
             120,
         ),
     ]
