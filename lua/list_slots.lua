@@ -13,7 +13,6 @@ local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[5], ARGV[6], ARGV[7],
 local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 -- include: clock
 -- include: availability
--- include: record
 -- include: entries
 -- include: naming
 -- include: sign
@@ -53,20 +52,21 @@ local keys = redis.call('MGET', unpack(lock_names))
 local dates = redis.call('ZMSCORE', expiry, unpack(ids))
 local tokens = redis.call('HMGET', locks, unpack(ids))
 
+-- Of the record's first line, the end is the last field.
 local function ends_in_time(record)
-  return to_ms == '' or tonumber(read_record(record).end_ms) <= tonumber(to_ms)
+  return to_ms == '' or tonumber(string.match(record, '^[^\n]* (%-?%d+)\n')) <= tonumber(to_ms)
 end
 
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for i, id in ipairs(ids) do
-  local record = records[i]
-  if record and unbookable(record) ~= 'corrupt' and ends_in_time(record) then
-    local key, until_ms = keys[i], tonumber(dates[i])
-    local turn = not key and is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
-    if turn then
-      key, until_ms = turn.key, turn.until_ms
-    end
-    local open = obstacle(record, key, lock_key) and 0 or 1
+  local record, key, until_ms = records[i], keys[i], tonumber(dates[i])
+  local turn = not key and is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
+  if turn then
+    key, until_ms = turn.key, turn.until_ms
+  end
+  local why_not = obstacle(record, key, lock_key)
+  if record and why_not ~= 'corrupt' and ends_in_time(record) then
+    local open = why_not and 0 or 1
     if wanted == '' or tostring(open) == wanted then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
