@@ -24,7 +24,7 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ResponseError
 
 from overbooked_lock import store
-from overbooked_lock.calls import Call, Settings, after_lost_reply
+from overbooked_lock.calls import Call, Settings, after_lost_reply, sweep
 from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.operations import Run
 
@@ -69,7 +69,7 @@ class Coalescer:
         self._examined = False
         self._closed = False
         self.on_batch: Callable[[int], object] | None = None
-        """Is told of each batch that is sent, how many steps it carries: for metrics."""
+        """Is told of each batch that is sent, how many steps of callers it carries: for metrics."""
 
     def enqueue(self, step: Run) -> asyncio.Future[Any]:
         """Takes a step; the future gives one outcome for each of its requests, or StoreUnavailable.
@@ -175,8 +175,8 @@ class Coalescer:
         return wire
 
     def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
-        if self.on_batch is not None:
-            self.on_batch(len(batch))
+        if self.on_batch is not None and (steps := sum(item.step.build is not sweep for item in batch)):
+            self.on_batch(steps)
         groups: dict[object, list[_Item]] = {}
         for item in batch:
             script = item if item.step.alone else item.step.build

@@ -66,7 +66,8 @@ class Busy(OverbookedError):
 class Sidecar:
     """Answers requests from Redis pub/sub with an engine, from ``async with`` on until its end.
 
-    At the end it hears no more, and answers what is under way, for up to 10 seconds.
+    In the meantime it tells of the locks that end by their date, too. At the end it hears no more, and answers what is
+    under way, for up to 10 seconds.
 
     Args:
         engine: Where the slots are. Whoever made it closes it, after the sidecar.
@@ -101,7 +102,7 @@ class Sidecar:
         self._short_answers = 0
         self._owner, self._serial = secrets.token_hex(8), itertools.count()
         self._subscription: Subscription | None = None
-        self._renewing: asyncio.Task[None] | None = None
+        self._beside: list[asyncio.Task[None]] = []
         self._warned: set[str] = set()
         self.counts: Counter[str] = Counter()
 
@@ -123,22 +124,25 @@ class Sidecar:
     async def __aenter__(self) -> Self:
         pool, timeout = self._engine._coalescer._pool, self._engine._timeout  # noqa: SLF001 - our own
         self._subscription = Subscription(pool, self.channels.requests, timeout, self._hear)
-        self._renewing = asyncio.get_running_loop().create_task(self._keep_renewing())
+        loop = asyncio.get_running_loop()
+        # As a server does: the ends of locks are told of in time, whether or not anybody asks for anything.
+        sweeping = self._engine._listener.keep_sweeping()  # noqa: SLF001 - our own
+        self._beside = [loop.create_task(work) for work in (self._keep_renewing(), sweeping)]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._subscription is not None  # noqa: S101
-        assert self._renewing is not None  # noqa: S101
         await self._subscription.close()
         for watched in self._watched:
             watched.cancel()
         if self._under_way:
             await asyncio.wait(self._under_way, timeout=GRACE)
-        for task in [*self._under_way, self._renewing]:
+        tasks = [*self._under_way, *self._beside]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._under_way, self._renewing, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     # What is heard
 

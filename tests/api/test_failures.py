@@ -125,6 +125,21 @@ def test_metrics(serve: Callable[..., Served]) -> None:
         assert secret not in text
 
 
+def test_metrics_count_what_callers_asked_for(serve: Callable[..., Served]) -> None:
+    """And not what a server does beside that: it looks for locks that ended many times a second."""
+    api = serve()
+    [before] = _metric(api, "overbooked_batch_calls_sum")
+    api.ask(api.engine.sweep())
+    assert _metric(api, "overbooked_batch_calls_sum") == [before]
+    api.ask(api.engine.list_locks())
+    assert _metric(api, "overbooked_batch_calls_sum") == [before + 1]
+
+
+def _metric(api: Served, name: str) -> list[float]:
+    lines = api.client.get("/metrics").text.splitlines()
+    return [float(line.split()[-1]) for line in lines if line.startswith(name)]
+
+
 def test_metrics_are_for_this_machine_and_for_secret_keys(serve: Callable[..., Served]) -> None:
     """A proxy passes on who asks: then it takes a key."""
     api = serve()

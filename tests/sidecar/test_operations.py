@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import uuid
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
 
-from overbooked_lock import AsyncLockEngine, NewSlot, Slot, __version__
+from overbooked_lock import AsyncLockEngine, LockEngine, NewSlot, Slot, __version__
 from overbooked_lock.sidecar import Sidecar
 from overbooked_lock.sidecar.operations import OPS
 
-from .tools import Client
+from .tools import PATIENCE, Client
 
 HOUR = 3_600_000
 
@@ -84,6 +87,17 @@ async def test_waiting(sidecar: Sidecar, client: Client, slot: Slot) -> None:
     await client.publish(second)
     await client.data("unlock", slot_id=slot.id, lock_key="first")
     assert (await client.reply(second["id"]))["success"] is True
+
+
+async def test_the_end_of_a_lock_is_told_of_while_nobody_asks(
+    sidecar: Sidecar, lock_engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """A sidecar looks for locks that ended by their date, as a server does."""
+    lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=50))
+    stream = f"{lock_namespace}:slots:events"
+    async with asyncio.timeout(PATIENCE):
+        while not any("expired\t" in entry["events"] for _, entry in raw.xrange(stream)):  # noqa: ASYNC110 - of others
+            await asyncio.sleep(0.01)
 
 
 async def test_slots_and_bookings(sidecar: Sidecar, client: Client) -> None:
