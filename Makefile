@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run demo test soak check test-servers test-pythons bench bench-quick bench-http bench-sidecar build clean
+.PHONY: help setup run demo test soak check test-servers test-pythons bench bench-quick bench-http bench-sidecar bench-events build clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -72,6 +72,9 @@ bench-http: $(READY) ## Locks over HTTP, against an app that one would write wit
 
 bench-sidecar: $(READY) ## Count the requests a second that a sidecar answers, in under a minute
 	$(BIN)/python -m benchmarks.sidecar
+
+bench-events: $(READY) ## How soon waiters wake and ends of locks are told of, in under a minute
+	$(BIN)/python -m benchmarks.events
 
 build: $(READY) ## Build the wheel and the sdist
 	$(BIN)/python -m build --no-isolation

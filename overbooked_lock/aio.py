@@ -454,8 +454,10 @@ class AsyncLockEngine:
         if isinstance(step, Listen):
             return self._listener.waiter(step.slot_id, step.ticket)
         if isinstance(step, Await):
+            # Not wait_for, which makes a task: whoever waits is to wake at once.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(step.waiter.bell.wait(), step.seconds)
+                async with asyncio.timeout(step.seconds):
+                    await step.waiter.bell.wait()
             step.waiter.bell.clear()
             if self._dismissed:
                 raise StoreUnavailable("not_applied", "this engine is closed")
