@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -16,7 +18,6 @@ import redis
 from overbooked_lock import (
     AsyncLockEngine,
     EmbeddedServer,
-    Lock,
     LockEngine,
     NewSlot,
     Slot,
@@ -184,22 +185,46 @@ async def test_a_row_waits_for_the_slot_in_the_way(
 
 
 def test_no_wake_up_is_lost(
-    lock_engine: LockEngine, slot: Slot, lock_server: EmbeddedServer, lock_namespace: str, soak: bool
+    lock_engine: LockEngine, slot: Slot, lock_server: EmbeddedServer, lock_namespace: str
 ) -> None:
-    """Two that hand a slot to each other, round after round: a lost wake-up would last as long as the lock."""
-    rounds = 1000 if soak else 150
+    """Two engines hand a slot to each other, a thousand times, each at another moment of the other's waiting.
 
-    def hand_over(engine: LockEngine) -> list[Lock]:
-        locks = []
-        for _ in range(rounds):
-            lock = engine.lock(slot.id, lock_for=timedelta(minutes=10), wait=LONG)
-            locks.append(lock)
-            engine.unlock(lock)
-        return locks
-
+    A lost wake-up would last as long as the lock.
+    """
+    draw = random.Random("no wake-up")
+    lock_for = timedelta(minutes=10)
     with LockEngine.from_url(lock_server.url, namespace=lock_namespace) as rival, ThreadPoolExecutor() as pool:
-        locks = [lock for done in pool.map(hand_over, (lock_engine, rival)) for lock in done]
-    assert len({lock.fencing_token for lock in locks}) == 2 * rounds
+        holder, waiter = lock_engine, rival
+        lock = holder.lock(slot.id, lock_for=lock_for)
+        for _ in range(1000):
+            waiting = pool.submit(waiter.lock, slot.id, lock_for=lock_for, wait=LONG)
+            time.sleep(draw.uniform(0, 0.002))
+            holder.unlock(lock)
+            lock, before = waiting.result(), lock
+            assert lock.fencing_token > before.fencing_token
+            holder, waiter = waiter, holder
+
+
+async def test_no_wake_up_is_lost_in_a_loop(
+    async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, new_slot: Make
+) -> None:
+    """The same between two async engines, for some slots at a time that share the subscriptions."""
+    draw = random.Random("in a loop")
+    lock_for = timedelta(minutes=10)
+    slots = await other.create_slots([new_slot() for _ in range(5)])
+
+    async def hand_over(slot: Slot) -> None:
+        holder, waiter = async_lock_engine, other
+        lock = await holder.lock(slot.id, lock_for=lock_for)
+        for _ in range(200):
+            waiting = asyncio.create_task(waiter.lock(slot.id, lock_for=lock_for, wait=LONG))
+            await asyncio.sleep(draw.uniform(0, 0.002))
+            await holder.unlock(lock)
+            lock, before = await waiting, lock
+            assert lock.fencing_token > before.fencing_token
+            holder, waiter = waiter, holder
+
+    await asyncio.gather(*map(hand_over, slots))
 
 
 def test_closing_an_engine_ends_its_waiters(lock_engine: LockEngine, slot: Slot, listeners: Listeners) -> None:
