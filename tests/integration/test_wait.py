@@ -200,7 +200,7 @@ def test_no_wake_up_is_lost(
             waiting = pool.submit(waiter.lock, slot.id, lock_for=lock_for, wait=LONG)
             time.sleep(draw.uniform(0, 0.002))
             holder.unlock(lock)
-            lock, before = waiting.result(), lock
+            lock, before = waiting.result(10), lock
             assert lock.fencing_token > before.fencing_token
             holder, waiter = waiter, holder
 
@@ -220,7 +220,7 @@ async def test_no_wake_up_is_lost_in_a_loop(
             waiting = asyncio.create_task(waiter.lock(slot.id, lock_for=lock_for, wait=LONG))
             await asyncio.sleep(draw.uniform(0, 0.002))
             await holder.unlock(lock)
-            lock, before = await waiting, lock
+            lock, before = await asyncio.wait_for(waiting, 10), lock
             assert lock.fencing_token > before.fencing_token
             holder, waiter = waiter, holder
 
