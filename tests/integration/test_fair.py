@@ -487,6 +487,39 @@ def test_deleting_a_slot_removes_its_line(engine: LockEngine, slot: Slot, line: 
     assert line.token_text(slot) is None
 
 
+def test_a_slot_that_is_about_to_go_to_the_first_in_line_is_not_pruned(
+    engine: LockEngine, slot: Slot, line: Line, raw: redis.Redis, lock_namespace: str,
+    await_expiry: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Whether or not it was noticed that the lock before has ended. With nobody alive in line it goes, and the line."""
+    engine.lock(slot.id, lock_for=BLINK)
+    first = line.join(slot, "first")
+    await_expiry(slot.id)
+    assert engine.prune_slots(slot.end_date) == 0
+    lock = line.come(slot, "first", first)
+    assert lock.locked_until > slot.created_at
+    engine.unlock(lock)
+    engine.lock(slot.id, lock_for=BLINK)
+    dead = line.join(slot, "dead")
+    await_expiry(slot.id)
+    raw.hset(Keys(lock_namespace).tickets(slot.id), dead, "1000 0 dead")
+    assert engine.prune_slots(slot.end_date) == 1
+    assert line.is_gone(slot)
+    assert line.kinds(slot)[-2:] == ["expired", "slot_deleted"]
+
+
+def test_a_disabled_slot_is_pruned_with_its_line(
+    engine: LockEngine, slot: Slot, line: Line, await_expiry: Callable[[str], None]
+) -> None:
+    """Nobody in line can get it."""
+    engine.lock(slot.id, lock_for=BLINK)
+    line.join(slot, "first")
+    engine.disable_slot(slot.id)
+    await_expiry(slot.id)
+    assert engine.prune_slots(slot.end_date) == 1
+    assert line.is_gone(slot)
+
+
 def test_a_line_that_nobody_renews_goes_by_itself(
     engine: LockEngine, slot: Slot, line: Line, raw: redis.Redis, lock_namespace: str
 ) -> None:
