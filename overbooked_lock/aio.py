@@ -281,9 +281,10 @@ class AsyncLockEngine:
         *,
         lock_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        booking_ids: Iterable[str] | None = None,
     ) -> list[Booking]:
         """Books a place in each of up to 512 slots: all of them or none, in one step."""
-        return await self._do(self._operations.book_many(slots, lock_key, metadata))
+        return await self._do(self._operations.book_many(slots, lock_key, metadata, booking_ids))
 
     async def get_booking(self, booking_id: str) -> Booking:
         """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -71,6 +71,18 @@ def many(values: object, name: str) -> Iterable[Any]:
 
 def booking_id(value: object) -> str:
     return new_id() if value is None else slot_id(value, "booking_id")
+
+
+def booking_ids(values: object, count: int) -> Sequence[str | None]:
+    """One for each slot, each once; None for each if none are given."""
+    if values is None:
+        return [None] * count
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise InvalidArgument("booking_ids", "must be a list of ids, or None")
+    ids = [slot_id(value, f"booking_ids[{at}]") for at, value in enumerate(values)]
+    if len(ids) != count or len(set(ids)) < count:
+        raise InvalidArgument("booking_ids", "must name one booking for each slot, each once")
+    return ids
 
 
 def new_id() -> str:

@@ -174,6 +174,9 @@ Wait = Annotated[
     timedelta | None,
     typer.Option(parser=duration, metavar="DURATION", help="How long to wait for a slot that another key holds."),
 ]
+Fair = Annotated[
+    bool, typer.Option("--fair", help="Wait in line: who came first gets the slot first. Goes with --wait.")
+]
 SidecarName = Annotated[
     str, typer.Option("--name", metavar="NAME", help="The sidecar's: goes into the names of its channels.")
 ]
@@ -300,12 +303,13 @@ def _lock(
     lock_until: Until = None,
     lock_key: LockKey = None,
     wait: Wait = None,
+    fair: Fair = False,
 ) -> Answer:
     """Lock a slot, and print the key that unlocks it.
 
     Without a key, one is made. The key that holds a slot can lock it again, to a later date.
     """
-    lock = engine.lock(slot, lock_key=lock_key, lock_for=lock_for, lock_until=lock_until, wait=wait)
+    lock = engine.lock(slot, lock_key=lock_key, lock_for=lock_for, lock_until=lock_until, wait=wait, fair=fair)
     # A key of the caller's own is not repeated: that would only show it to more people.
     return _lock_answer(lock, with_key=lock_key is None)
 
@@ -373,6 +377,7 @@ def _hold(
         ),
     ],
     wait: Wait = None,
+    fair: Fair = False,
     max_lifetime: Annotated[
         timedelta | None,
         typer.Option(parser=duration, metavar="DURATION", help="Renew the lock no longer than this."),
@@ -399,7 +404,7 @@ def _hold(
     overbooked-lock hold nightly-report --for 1m -- ./report.sh
     """
     try:
-        with engine.hold(slot, lock_for=lock_for, wait=wait, max_lifetime=max_lifetime) as hold:
+        with engine.hold(slot, lock_for=lock_for, wait=wait, fair=fair, max_lifetime=max_lifetime) as hold:
             return _run(command, hold, KILL_AFTER if kill_after is None else kill_after)
     except SlotLocked as conflict:
         _report(conflict)
@@ -1025,6 +1030,7 @@ _OUR_WORDS = {
     "end_date": "--end",
     "fencing_token": "--fencing-token",
     "max_lifetime": "--max-lifetime",
+    "wait": "--wait",
     "keep_answers": "--keep-answers",
     "key_id": "ID",
     "timedelta": "duration",

@@ -425,13 +425,15 @@ class LockEngine:
         *,
         lock_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        booking_ids: Iterable[str] | None = None,
     ) -> list[Booking]:
         """Books a place in each of up to 512 slots: all of them or none, in one step.
 
         Takes the locks that :meth:`lock_many` gave, or slot ids and their one lock_key. Raises what :meth:`book`
-        raises; the error is that of the first slot in the way.
+        raises; the error is that of the first slot in the way. With ``booking_ids``, one for each slot, the call can
+        be made again, and books once.
         """
-        return self._do(self._operations.book_many(slots, lock_key, metadata))
+        return self._do(self._operations.book_many(slots, lock_key, metadata, booking_ids))
 
     def get_booking(self, booking_id: str) -> Booking:
         """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""

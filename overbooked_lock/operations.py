@@ -419,11 +419,16 @@ class Operations:
         return booking
 
     def book_many(
-        self, slots: Iterable[Lock | str], lock_key: str | None, metadata: Mapping[str, Any] | None
+        self,
+        slots: Iterable[Lock | str],
+        lock_key: str | None,
+        metadata: Mapping[str, Any] | None,
+        booking_ids: Iterable[str] | None,
     ) -> Operation[list[Booking]]:
+        places = list(arguments.many(slots, "slots"))
         requests = [
-            _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, None)
-            for slot in arguments.many(slots, "slots")
+            _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, booking_id)
+            for slot, booking_id in zip(places, arguments.booking_ids(booking_ids, len(places)), strict=True)
         ]
         arguments.slot_ids([request.slot_id for request in requests])
         return (yield from self._loading(Run(calls.book_many, requests, alone=True)))

@@ -5,6 +5,7 @@ A handler is a few lines: it gets the engine and the model of the request, calls
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -89,7 +90,11 @@ async def ping(call: Call, _: requests.PingRequest) -> Reply:
 
 
 async def lock(call: Call, body: requests.LockRequest) -> Reply:
-    made = await call.engine.lock(body.slot_id, lock_key=body.lock_key, wait=_duration(body.wait_ms), **_until(body))
+    if body.fair and body.wait_ms is None:
+        raise InvalidArgument("fair", "needs wait_ms: only who waits has a place in the line")
+    made = await call.engine.lock(
+        body.slot_id, lock_key=body.lock_key, wait=_duration(body.wait_ms), fair=body.fair is True, **_until(body)
+    )
     return _locked(made)
 
 
@@ -220,6 +225,17 @@ async def book(call: Call, body: requests.BookRequest) -> Reply:
     return _booked(booking, body.lock_key)
 
 
+async def book_many(call: Call, body: requests.BookManyRequest) -> Reply:
+    made = await call.engine.book_many(
+        body.slot_ids,
+        lock_key=body.lock_key,
+        metadata=body.metadata,
+        booking_ids=[str(uuid.uuid5(uuid.UUID(call.new_id), slot_id)) for slot_id in body.slot_ids],
+    )
+    expired = [booking.slot_id for booking in made if body.lock_key is not None and booking.lock_expired]
+    return Reply(Answer(made, {"expired": expired} if expired else {}))
+
+
 async def get_booking(call: Call, body: requests.BookingRequest) -> Reply:
     return Reply(Answer(await call.engine.get_booking(body.booking_id)))
 
@@ -277,6 +293,8 @@ OPS = {
            requests.ExtendManyRequest, Slot, extend_many, lists=True, fencing="fencing_tokens"),
         Op("book", "Books a place. With the lock's key it uses up the lock, in the same step.",
            requests.BookRequest, Booking, book),
+        Op("book_many", "Books a place in each of up to 512 slots, all or none.",
+           requests.BookManyRequest, Booking, book_many, lists=True),
         Op("cancel", "Cancels a booking; its place is free again.", requests.BookingRequest, Booking, cancel),
         Op("enable", "Makes a cancelled booking active again, if its slot could be booked.",
            requests.EnableRequest, Booking, enable),

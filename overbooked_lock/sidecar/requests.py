@@ -126,6 +126,9 @@ class LockRequest(Until, Wait):
 
     slot_id: Id
     lock_key: LockKey
+    fair: Annotated[
+        bool | None, Field(description="Wait in line: who came first gets the slot first. Needs `wait_ms`.")
+    ] = None
 
 
 class LockManyRequest(Until, Wait):
@@ -209,6 +212,14 @@ class BookRequest(RequestBody, inputs.NewBookingBody):
     example: ClassVar = {"slot_id": "court-1-18h", "lock_key": "a-random-string"}
 
     fencing_token: FencingToken = None
+
+
+class BookManyRequest(RequestBody):
+    example: ClassVar = {"slot_ids": ["seat-1", "seat-2"], "lock_key": "a-random-string"}
+
+    slot_ids: SlotIds
+    lock_key: LockKey | None = None
+    metadata: Annotated[inputs.Metadata | None, Field(description="That of each booking.")] = None
 
 
 class BookingRequest(RequestBody):

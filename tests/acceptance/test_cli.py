@@ -20,7 +20,7 @@ import pytest
 import redis
 import typer
 
-from overbooked_lock import EmbeddedServer, Event, LockEngine, Slot
+from overbooked_lock import EmbeddedServer, Event, LockEngine, Slot, SlotLocked
 from overbooked_lock.cli import EXITS, date, duration, json_object, main
 from overbooked_lock.keys import Keys
 
@@ -292,6 +292,33 @@ def test_wait_waits_for_the_slot(answer: Callable[..., Any], slot: Slot, lock_en
     """A slot that comes free in time is locked, with a higher fencing token."""
     held = lock_engine.lock(slot.id, lock_for=timedelta(milliseconds=300))
     assert answer("lock", slot.id, "--for", "1m", "--wait", "10s")["fencing_token"] > held.fencing_token
+
+
+@pytest.mark.parametrize("command", ["lock", "hold"])
+def test_fair_waits_in_line(
+    raw: redis.Redis, lock_namespace: str, start: Callable[..., Running], slot: Slot, lock_engine: LockEngine,
+    command: str,
+) -> None:  # fmt: skip
+    """What the command waits for goes to it, and to nobody who comes later."""
+    held = lock_engine.lock(slot.id, lock_for=timedelta(minutes=1))
+    words = ["--", "sh", "-c", f"echo runs; {BUSY}"] if command == "hold" else []
+    waiting = start(command, slot.id, "--for", "1m", "--wait", "1m", "--fair", *words)
+    until(lambda: raw.zcard(Keys(lock_namespace).queue(slot.id)) == 1)
+    lock_engine.unlock(held)
+    with pytest.raises(SlotLocked):
+        lock_engine.lock(slot.id, lock_for=timedelta(minutes=1))
+    if command == "hold":
+        assert waiting.hear() == "runs"
+        assert waiting.end(signal.SIGTERM)[0] == 143
+    else:
+        assert waiting.end()[0] == 0
+
+
+def test_fair_needs_wait(call: Run, slot: Slot) -> None:
+    """In the words of the command line."""
+    done = call("lock", slot.id, "--for", "1m", "--fair")
+    assert done.returncode == 2
+    assert "--fair needs --wait" in done.stderr
 
 
 def test_locks_shows_who_holds_what(answer: Callable[..., Any], slot: Slot, lock_engine: LockEngine) -> None:

@@ -204,6 +204,18 @@ def test_a_row_of_slots_is_booked_whole(engine: LockEngine, new_slot: Make) -> N
     assert engine.list_bookings().total == 5
 
 
+def test_a_row_with_ids_of_its_own_can_be_booked_again(engine: LockEngine, new_slot: Make) -> None:
+    """It is one row of bookings, however often it is asked for."""
+    slots = [slot.id for slot in engine.create_slots([new_slot(capacity=5) for _ in range(2)])]
+    first, again = [engine.book_many(slots, booking_ids=["b-1", "b-2"]) for _ in range(2)]
+    assert [booking.id for booking in first] == ["b-1", "b-2"]
+    assert again == first
+    assert engine.list_bookings().total == 2
+    for wrong in (["b-1"], ["b-1", "b-1"], ["b-1", ""], "b-1"):
+        with pytest.raises(InvalidArgument, match="booking_ids"):
+            engine.book_many(slots, booking_ids=wrong)
+
+
 def test_a_row_with_one_slot_in_the_way_is_not_booked_at_all(engine: LockEngine, new_slot: Make) -> None:
     """The error names that slot; every lock stays."""
     ids = [slot.id for slot in engine.create_slots([new_slot() for _ in range(4)])]

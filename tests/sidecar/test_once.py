@@ -204,14 +204,15 @@ async def test_the_deadline(sidecar: Sidecar, client: Client, slot: Slot, monkey
     assert await client.data(**request)
 
 
+@pytest.mark.parametrize("op", ["book", "book_many"])
 async def test_answers_are_kept_for_a_while(
-    async_lock_engine: AsyncLockEngine, client: Client, name: str, place: Any
+    async_lock_engine: AsyncLockEngine, client: Client, name: str, place: Any, op: str
 ) -> None:
     """After that the same request may do its work again; what it created is there already."""
     slot = await place()
     async with Sidecar(async_lock_engine, name, keep_answers=timedelta(milliseconds=1)) as sidecar:
         await sidecar.wait_subscribed()
-        request = client.request("book", slot_id=slot.id)
+        request = client.request(op, **{"slot_id": slot.id} if op == "book" else {"slot_ids": [slot.id]})
         first = await client.ask(**request)
         assert (await client.ask(**request))["data"] == first["data"]
     assert (await async_lock_engine.get_slot(slot.id)).num_bookings == 1

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from overbooked_lock import AsyncLockEngine, LockEngine, NewSlot, Slot, __version__
+from overbooked_lock.keys import Keys
 from overbooked_lock.sidecar import Sidecar
 from overbooked_lock.sidecar.operations import OPS
 
@@ -87,6 +88,42 @@ async def test_waiting(sidecar: Sidecar, client: Client, slot: Slot) -> None:
     await client.publish(second)
     await client.data("unlock", slot_id=slot.id, lock_key="first")
     assert (await client.reply(second["id"]))["success"] is True
+
+
+async def test_waiting_in_line(
+    sidecar: Sidecar, client: Client, slot: Slot, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Who came first gets the slot first, and nobody overtakes."""
+    mine = {"slot_id": slot.id, "lock_for_ms": HOUR}
+    await client.data("lock", **mine, lock_key="holder")
+    waiting = [client.request("lock", **mine, lock_key=key, wait_ms=20_000, fair=True) for key in ("a", "b", "c")]
+    for number, request in enumerate(waiting):
+        await client.publish(request)
+        async with asyncio.timeout(PATIENCE):
+            while raw.zcard(Keys(lock_namespace).queue(slot.id)) <= number:  # noqa: ASYNC110 - it is another's connection
+                await asyncio.sleep(0.002)
+    for key, request in zip(("holder", "a", "b"), waiting, strict=True):
+        await client.data("unlock", slot_id=slot.id, lock_key=key)
+        assert (await client.error("lock", **mine, lock_key="overtaker"))["code"] == "E045"
+        assert (await client.reply(request["id"]))["success"]
+    refused = await client.error("lock", **mine, lock_key="d", fair=True)
+    assert (refused["code"], refused["param"]) == ("E013", "fair")
+
+
+async def test_a_row_is_booked_whole(
+    sidecar: Sidecar, client: Client, async_lock_engine: AsyncLockEngine, new_slot: MakeSlot
+) -> None:
+    """All or none; and it tells of which slots the lock had ended."""
+    ids = [slot.id for slot in await async_lock_engine.create_slots(new_slot() for _ in range(3))]
+    mine = {"lock_key": "mine"}
+    await client.data("lock_many", slot_ids=ids[:2], **mine, lock_for_ms=HOUR)
+    booked = await client.ask("book_many", slot_ids=ids, **mine, metadata={"name": "Ada"})
+    assert [(one["slot_id"], one["metadata"]) for one in booked["data"]] == [(id_, {"name": "Ada"}) for id_ in ids]
+    assert booked["meta"] == {"expired": ids[2:]}
+    assert len({one["id"] for one in booked["data"]}) == 3
+    other = await async_lock_engine.create_slot(new_slot())
+    assert (await client.error("book_many", slot_ids=[other.id, ids[0]]))["code"] == "E049"
+    assert (await client.data("get", slot_id=other.id))["num_active_bookings"] == 0
 
 
 async def test_the_end_of_a_lock_is_told_of_while_nobody_asks(

@@ -164,7 +164,7 @@ async def use_everything(client: Client) -> None:
         return await client.data(op, **fields)
 
     dates = {"start_date": "2030-06-01T18:00:00Z", "end_date": "2030-06-01T19:00:00Z"}
-    slots = [(await ask("create_slot", resource_id="r", capacity=2, **dates))["id"] for _ in range(2)]
+    slots = [(await ask("create_slot", resource_id="r", capacity=3, **dates))["id"] for _ in range(2)]
     slot, key = {"slot_id": slots[0]}, {"lock_key": "k"}
     await ask("ping")
     await ask("lock", **slot, **key, lock_for_ms=60_000)
@@ -179,6 +179,7 @@ async def use_everything(client: Client) -> None:
     await ask("extend_many", slot_ids=slots, **key, lock_for_ms=90_000)
     await ask("unlock_many", slot_ids=slots, **key)
     booking = {"booking_id": (await ask("book", **slot, metadata={"a": 1}))["id"]}
+    await ask("book_many", slot_ids=slots, metadata={"a": 1})
     await ask("cancel", **booking)
     await ask("enable", **booking)
     await ask("reschedule", **booking, target_slot_id=slots[1])
@@ -186,7 +187,8 @@ async def use_everything(client: Client) -> None:
     await ask("update_booking", **booking, metadata={"a": 2})
     for filters in ({}, {"slot_id": slots[0]}, {"resource_id": "r"}):
         await ask("list_bookings", limit=5, page=1, **filters)
-    await ask("delete_booking", **booking)
+    for made in [booking["booking_id"], *(one["id"] for one in await ask("list_bookings", limit=5, page=1))]:
+        await ask("delete_booking", booking_id=made)
     await ask("get", **slot)
     await ask("update_slot", **slot, capacity=3)
     await ask("disable_slot", **slot)
