@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import redis
 
 from overbooked_lock import AsyncLockEngine, EmbeddedServer, NewSlot, Slot, StoreUnavailable, calls
 from overbooked_lock.calls import RequestAnswer, RequestClaim
@@ -18,7 +19,7 @@ from overbooked_lock.sidecar import Sidecar
 from overbooked_lock.sidecar.operations import MODELS
 from overbooked_lock.sidecar.requests import read
 
-from .tools import Client
+from .tools import PATIENCE, Client
 
 HOUR = 3_600_000
 
@@ -206,14 +207,18 @@ async def test_the_deadline(sidecar: Sidecar, client: Client, slot: Slot, monkey
 
 @pytest.mark.parametrize("op", ["book", "book_many"])
 async def test_answers_are_kept_for_a_while(
-    async_lock_engine: AsyncLockEngine, client: Client, name: str, place: Any, op: str
-) -> None:
+    async_lock_engine: AsyncLockEngine, client: Client, name: str, place: Any, raw: redis.Redis, lock_namespace: str,
+    op: str,
+) -> None:  # fmt: skip
     """After that the same request may do its work again; what it created is there already."""
     slot = await place()
     async with Sidecar(async_lock_engine, name, keep_answers=timedelta(milliseconds=1)) as sidecar:
         await sidecar.wait_subscribed()
         request = client.request(op, **{"slot_id": slot.id} if op == "book" else {"slot_ids": [slot.id]})
         first = await client.ask(**request)
+        async with asyncio.timeout(PATIENCE):
+            while raw.keys(f"{lock_namespace}:answer:*"):  # noqa: ASYNC110 - Redis tells nobody
+                await asyncio.sleep(0.001)
         assert (await client.ask(**request))["data"] == first["data"]
     assert (await async_lock_engine.get_slot(slot.id)).num_bookings == 1
 
