@@ -297,6 +297,11 @@ class Heard:
     key: str
     fingerprint: str
 
+    @property
+    def delivery(self) -> tuple[str, str, str]:
+        """The same for all messages that one answer will do for."""
+        return self.key, self.fingerprint, self.address.channel
+
 
 def read(message: bytes, channels: Channels, models: Mapping[str, type[RequestBody]]) -> Heard:
     """The request that a message is. ``models`` has each op's. Raises Refused."""

@@ -97,6 +97,7 @@ class Sidecar:
         self._most = max_requests
         self._keep_ms = arguments.positive_milliseconds(keep_answers, "keep_answers")
         self._under_way: set[asyncio.Task[None]] = set()
+        self._answering: set[tuple[str, str, str]] = set()
         self._claims: dict[RequestClaim, float] = {}
         self._watched: set[asyncio.TimerHandle] = set()
         self._short_answers = 0
@@ -155,7 +156,9 @@ class Sidecar:
         except Exception as error:  # noqa: BLE001 - one message must not end the subscription
             self._failed(error, "?")
         else:
-            if len(self._under_way) >= self._most:
+            if heard.delivery in self._answering:
+                self.counts["repeated"] += 1  # its sender is impatient, and gets the answer when there is one
+            elif len(self._under_way) >= self._most:
                 self._refuse(Busy(), heard.address, "busy")
             else:
                 self._start(heard, asyncio.get_running_loop().time() + heard.seconds, again=False)
@@ -163,7 +166,9 @@ class Sidecar:
     def _start(self, heard: Heard, give_up_at: float, *, again: bool) -> None:
         task = asyncio.get_running_loop().create_task(self._answer(heard, give_up_at, again=again))
         self._under_way.add(task)
+        self._answering.add(heard.delivery)
         task.add_done_callback(self._under_way.discard)
+        task.add_done_callback(lambda _: self._answering.discard(heard.delivery))
 
     def _refuse(self, error: OverbookedError, address: Address | None, kind: str) -> None:
         """Tells the sender, if it is known, what is wrong: without a task, and so often only as the store keeps up."""

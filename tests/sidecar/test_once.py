@@ -73,6 +73,23 @@ async def test_sent_twice(sidecar: Sidecar, client: Client, place: Any) -> None:
     assert (await client.data("get", slot_id=slot.id))["num_bookings"] == 1
 
 
+async def test_sent_again_while_it_is_under_way(
+    async_lock_engine: AsyncLockEngine, client: Client, name: str, slot: Slot
+) -> None:
+    """It is not one request more: who grows impatient is not told "busy" of what is being done."""
+    held = await async_lock_engine.lock(slot.id, lock_for=timedelta(minutes=1))
+    waiting = client.request("lock", slot_id=slot.id, lock_key="k", lock_for_ms=HOUR, wait_ms=20_000)
+    async with Sidecar(async_lock_engine, name, max_requests=1) as sidecar:
+        await sidecar.wait_subscribed()
+        await client.publish(waiting)
+        await client.publish(waiting)
+        assert (await client.error("get", slot_id=slot.id))["reason"] == "busy"
+        await async_lock_engine.unlock(held)
+        assert (await client.reply(waiting["id"]))["success"]
+        assert sidecar.counts["repeated"] == 1
+    assert len(client.replies[waiting["id"]]) == 1
+
+
 async def test_heard_by_two(sidecar: Sidecar, second: Sidecar, client: Client, place: Any) -> None:
     """Each works on what it claims; all answers to a request are alike."""
     slot = await place()
