@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict
 from overbooked_lock import arguments, store
 from overbooked_lock.errors import InvalidArgument
 from overbooked_lock.models import UtcDate
+from overbooked_lock.subscription import Subscription
 
 EventType = Literal["locked", "extended", "unlocked", "expired", "booked", "cancelled", "slot_changed", "slot_deleted"]
 
@@ -209,17 +210,19 @@ class _Audience:
     def has_waiters(self) -> bool:
         return bool(self._waiters)
 
-    def hear(self, message: Any) -> None:
-        """Takes a message of the subscription's connection."""
-        if message[0] == b"subscribe":
-            self.subscribed = True
+    def hear(self, message: bytes) -> None:
+        """Takes what was published."""
+        entry_id, _, text = message.decode(errors="replace").partition("\n")
+        if _is_entry_id(entry_id):  # else it only asks whether it may be sent, or is somebody else's
+            self._give(Batch(entry_id, text))
+            if self._waiters:
+                self._wake(text)
+
+    def turn(self, subscribed: bool) -> None:
+        """Notes whether the channel is heard from now on."""
+        self.subscribed = subscribed
+        if subscribed:
             self.go_on_from_stream()
-        elif message[0] == b"message":
-            entry_id, _, text = message[2].decode(errors="replace").partition("\n")
-            if _is_entry_id(entry_id):  # else it only asks whether it may be sent, or is somebody else's
-                self._give(Batch(entry_id, text))
-                if self._waiters:
-                    self._wake(text)
 
     def go_on_from_stream(self) -> None:
         """Tells all that something may be missing from here on."""
@@ -235,6 +238,8 @@ class _Audience:
         awake: dict[str, str | None] = {}
         for line in text.split("\n"):
             columns = line.split("\t")
+            if len(columns) < 5:
+                continue  # somebody else's
             if columns[0] in _FREES:
                 awake[columns[1]] = None
             elif len(columns) > 5:
@@ -312,53 +317,16 @@ class AsyncListener:
             self._ending, self._task, self._audience.subscribed = self._task, None, False
 
     async def _run(self) -> None:
+        audience = self._audience
+        subscription = Subscription(self._pool, self._channel, self._timeout, audience.hear, audience.turn)
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._listen())
+            tasks.create_task(subscription.run())
             tasks.create_task(self.keep_sweeping())
 
     async def keep_sweeping(self) -> None:
         """Sweeps until it is cancelled."""
         while True:  # noqa: ASYNC110 - there is no event for a date
             await asyncio.sleep(await self._sweep())
-
-    async def _listen(self) -> None:
-        pause = _FIRST_PAUSE
-        while True:
-            connection = None
-            try:
-                options = store.connection_options(self._pool.connection_kwargs, self._timeout)
-                connection = self._pool.connection_class(**options)
-                async with asyncio.timeout(self._timeout):
-                    await connection.connect()
-                    await connection.send_command("SUBSCRIBE", self._channel, check_health=False)
-                while True:
-                    _raise_if_cancelled()
-                    self._audience.hear(await self._message(connection))
-                    pause = _FIRST_PAUSE
-            except store.FAILURES as error:
-                store.log.info("the subscription to %s broke: %s", self._channel, type(error).__name__)
-            finally:
-                self._audience.subscribed = False
-                if connection is not None:
-                    await connection.disconnect(nowait=True)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE)
-
-    async def _message(self, connection: Any) -> Any:
-        """The next message. A connection that is silent is asked whether it lives. Raises TimeoutError, RedisError."""
-        with contextlib.suppress(TimeoutError, redis.exceptions.TimeoutError):
-            message = await connection.read_response(timeout=_QUIET_SECONDS)
-            if message is not None:  # so it says that none came in time
-                return message
-        await connection.send_command("PING", check_health=False)
-        return await connection.read_response(timeout=self._timeout)
-
-
-def _raise_if_cancelled() -> None:
-    """While it connects, redis-py may swallow that its task was cancelled."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
 
 
 class Listener:
@@ -475,8 +443,12 @@ class Listener:
 
     def _hear(self, message: Any, stopping: threading.Event) -> None:
         with self._mutex:
-            if not stopping.is_set():
-                self._audience.hear(message)
+            if stopping.is_set():
+                return
+            if message[0] == b"subscribe":
+                self._audience.turn(True)
+            elif message[0] == b"message":
+                self._audience.hear(message[2])
 
 
 class Reader:

@@ -32,7 +32,7 @@ from overbooked_lock.operations import Run
 from overbooked_lock.sidecar import requests
 from overbooked_lock.sidecar.operations import MODELS, OPS, Call, Reply
 from overbooked_lock.sidecar.requests import Address, Channels, Heard
-from overbooked_lock.sidecar.subscription import Subscription
+from overbooked_lock.subscription import Subscription
 
 log = logging.getLogger("overbooked_lock.sidecar")
 
@@ -103,6 +103,8 @@ class Sidecar:
         self._short_answers = 0
         self._owner, self._serial = secrets.token_hex(8), itertools.count()
         self._subscription: Subscription | None = None
+        self._subscribed = asyncio.Event()
+        self._listening: asyncio.Task[None] | None = None
         self._beside: list[asyncio.Task[None]] = []
         self._warned: set[str] = set()
         self.counts: Counter[str] = Counter()
@@ -110,7 +112,7 @@ class Sidecar:
     @property
     def subscribed(self) -> bool:
         """Whether it hears what is published now."""
-        return self._subscription is not None and self._subscription.subscribed.is_set()
+        return self._subscribed.is_set()
 
     @property
     def under_way(self) -> int:
@@ -119,13 +121,13 @@ class Sidecar:
 
     async def wait_subscribed(self) -> None:
         """Returns when it hears what is published."""
-        assert self._subscription is not None  # noqa: S101 - inside `async with`
-        await self._subscription.subscribed.wait()
+        await self._subscribed.wait()
 
     async def __aenter__(self) -> Self:
         pool, timeout = self._engine._coalescer._pool, self._engine._timeout  # noqa: SLF001 - our own
-        self._subscription = Subscription(pool, self.channels.requests, timeout, self._hear)
+        self._subscription = Subscription(pool, self.channels.requests, timeout, self._hear, self._turn)
         loop = asyncio.get_running_loop()
+        self._listening = loop.create_task(self._subscription.run(), name="overbooked-lock sidecar")
         # As a server does: the ends of locks are told of in time, whether or not anybody asks for anything.
         sweeping = self._engine._listener.keep_sweeping()  # noqa: SLF001 - our own
         self._beside = [loop.create_task(work) for work in (self._keep_renewing(), sweeping)]
@@ -135,7 +137,10 @@ class Sidecar:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._subscription is not None  # noqa: S101
-        await self._subscription.close()
+        assert self._listening is not None  # noqa: S101
+        await self._subscription.unsubscribe()
+        self._listening.cancel()
+        await asyncio.wait([self._listening])
         for watched in self._watched:
             watched.cancel()
         if self._under_way:
@@ -146,6 +151,12 @@ class Sidecar:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # What is heard
+
+    def _turn(self, subscribed: bool) -> None:
+        if subscribed:
+            self._subscribed.set()
+        else:
+            self._subscribed.clear()
 
     def _hear(self, message: bytes) -> None:
         self.counts["heard"] += 1

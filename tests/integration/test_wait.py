@@ -251,7 +251,7 @@ async def test_a_quiet_subscription_stays(
     async_lock_engine: AsyncLockEngine, other: AsyncLockEngine, slot: Slot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long nothing happens."""
-    monkeypatch.setattr("overbooked_lock.events._QUIET_SECONDS", 0.02)
+    monkeypatch.setattr("overbooked_lock.subscription._QUIET_SECONDS", 0.02)
     held = await other.lock(slot.id, lock_for=MINUTE)
     waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=LONG))
     await asyncio.wait([waiting], timeout=0.3)

@@ -25,55 +25,65 @@ _STALLED_SECONDS = 5.0
 """Who did not run for so long does not take what came in the meantime: nobody waits for it any more, perhaps."""
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
-_MOST_PENDING = 8 * 1024 * 1024  # bytes of a message that is not whole: far more than any request may have
+_MOST_PENDING = 8 * 1024 * 1024  # bytes of a message that is not whole: far more than any request or event may have
 
 
 class Subscription:
-    """Hears a channel until it is closed.
+    """Hears a channel for as long as it runs.
 
     Args:
         pool: Says how to connect.
         channel: Which channel.
         timeout: Seconds that connecting may take.
         hear: Takes each message, at once; what it raises would end the subscription.
-
-    Attributes:
-        subscribed: Set while it is heard.
+        changed: Is told True when the channel is heard from now on, and False when it is not any more.
     """
 
     def __init__(
-        self, pool: redis.asyncio.ConnectionPool, channel: str, timeout: float, hear: Callable[[bytes], None]
+        self,
+        pool: redis.asyncio.ConnectionPool,
+        channel: str,
+        timeout: float,
+        hear: Callable[[bytes], None],
+        changed: Callable[[bool], None],
     ) -> None:
-        self._pool, self._channel, self._timeout, self.hear = pool, channel, timeout, hear
-        self.subscribed = asyncio.Event()
+        self._pool, self._channel, self._timeout, self.hear, self._changed = pool, channel, timeout, hear, changed
         self._wire: _Wire | None = None
-        self._task = asyncio.get_running_loop().create_task(self._run(), name="overbooked-lock sidecar")
+        self._was_heard = False
+        self.subscribed = False
+        """Whether it is heard now."""
 
-    async def close(self) -> None:
-        """Hears no more: what was published before is still handed on, if the server is there to bring it."""
-        if self._wire is not None and self.subscribed.is_set():
-            self._wire.send("UNSUBSCRIBE", self._channel)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(1.0, self._timeout)):
-                    await self._wire.unsubscribed.wait()
-        self._task.cancel()
-        await asyncio.wait([self._task])
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Listens until it is cancelled."""
         pause, told = _FIRST_PAUSE, ""
         while True:
+            self._was_heard = False
             try:
                 await self._listen()
             except store.FAILURES as error:
-                if self.subscribed.is_set():
+                if self._was_heard:
                     pause, told = _FIRST_PAUSE, ""
-                self.subscribed.clear()
                 why = store._cause(error)  # noqa: SLF001 - our own words for it
                 if why != told:
                     store.log.warning("the subscription to %s broke: %s", self._channel, why)
                 told = why
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    async def unsubscribe(self) -> None:
+        """Hears no more: what was published before is still handed on, if the server is there to bring it."""
+        if self._wire is not None and self.subscribed:
+            self._wire.send("UNSUBSCRIBE", self._channel)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(1.0, self._timeout)):
+                    await self._wire.unsubscribed.wait()
+
+    def turn(self, subscribed: bool) -> None:
+        """Notes whether the channel is heard, and tells of a change."""
+        if subscribed != self.subscribed:
+            self.subscribed = subscribed
+            self._was_heard |= subscribed
+            self._changed(subscribed)
 
     async def _listen(self) -> None:
         """Raises what ended it, one of ``store.FAILURES``."""
@@ -83,6 +93,7 @@ class Subscription:
         try:
             async with asyncio.timeout(self._timeout):
                 await connection.connect()
+            _raise_if_cancelled()
             wire = self._wire = _Wire(connection, self)
             wire.send("SUBSCRIBE", self._channel)
             asked = False
@@ -101,7 +112,15 @@ class Subscription:
                 wire.ran_at = time.monotonic()
         finally:
             self._wire = None
+            self.turn(False)
             await connection.disconnect(nowait=True)
+
+
+def _raise_if_cancelled() -> None:
+    """While it connects, redis-py may swallow that its task was cancelled."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 class _Wire(asyncio.Protocol):
@@ -150,9 +169,9 @@ class _Wire(asyncio.Protocol):
         elif reply[0] == b"message":
             self._owner.hear(reply[2])
         elif reply[0] == b"subscribe":
-            self._owner.subscribed.set()
+            self._owner.turn(True)
         elif reply[0] == b"unsubscribe":
-            self._owner.subscribed.clear()
+            self._owner.turn(False)
             self.unsubscribed.set()
 
     def connection_lost(self, error: Exception | None) -> None:
