@@ -408,6 +408,7 @@ async def test_a_stranger_on_the_channel_is_no_harm(
     async_lock_engine: AsyncLockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str
 ) -> None:
     """What is no text of ours is passed over, in the stream as well; what a later version adds is not seen."""
+    problems = list[Any]()
     channel = f"{lock_namespace}:slots:events"
     start = f"{first_entry(raw, lock_namespace)}.0"
     added = raw.xadd(channel, {"events": "locked\ts\tr\t0\t7\tmore\nnew_kind\ts\tr\t0\t0"})
@@ -422,9 +423,14 @@ async def test_a_stranger_on_the_channel_is_no_harm(
         lock = await async_lock_engine.lock(slot.id, lock_for=MINUTE)
         assert [event.fencing_token for event in await take(events, 1)] == [lock.fencing_token]
         waiting = asyncio.create_task(async_lock_engine.lock(slot.id, lock_for=MINUTE, wait=MINUTE))
-        raw.publish(channel, "hello")
+        while not async_lock_engine._listener._audience.has_waiters():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: problems.append(context))
+        for text in ("hello", f"{entry}\nunlocked"):
+            raw.publish(channel, text)
         await async_lock_engine.unlock(lock)
         await asyncio.wait_for(waiting, PATIENCE)
+    assert not problems
 
 
 async def test_the_beginning_is_kept_until_something_is_dropped(
