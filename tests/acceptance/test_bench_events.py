@@ -15,7 +15,7 @@ def test_it_measures_wake_ups_and_ends() -> None:
     options = ["--seconds", "0.5", "--rounds", "1", "--locks", "200", "--slots", "20", "--json"]
     command = [sys.executable, "-m", "benchmarks.events", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     wake_ups, ends = report["results"][:3], report["results"][3:]
     assert [result["workload"] for result in wake_ups] == [
@@ -23,7 +23,7 @@ def test_it_measures_wake_ups_and_ends() -> None:
         "20 waiters on 20 slots",
         "20 slots at the same moment",
     ]
-    assert all(result["ours"]["count"] > 5 and result["redis_py"]["count"] > 0 for result in wake_ups)
+    assert all(result["ours"]["count"] >= 2 and result["redis_py"]["count"] >= 2 for result in wake_ups)
     assert [result["ours"]["count"] >= least for result, least in zip(ends, (200, 4), strict=True)] == [True, True]
     assert [isinstance(result["met"], bool) for result in report["results"]] == [True, True, False, True, True]
     assert report["idle"]["calls"] > 0
