@@ -32,7 +32,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.quick import _slot, private_server
+from benchmarks.measuring import Circumstances, private_server, registered_slot
 from benchmarks.sidecar import PROGRAM
 from overbooked_lock import AsyncLockEngine, LockEngine
 
@@ -354,7 +354,7 @@ def sweepers(url: str, count: int) -> Iterator[None]:
 def run(url: str, seconds: float, rounds: int, slots: int, locks: int) -> Iterator[Result | Idle]:
     """All of them, one after the other."""
     with LockEngine.from_url(url) as engine:
-        engine.create_slots(_slot(f"slot-{number}") for number in range(max(slots, 4)))
+        engine.create_slots(registered_slot(f"slot-{number}") for number in range(max(slots, 4)))
     with ExitStack() as stack:
         parties = Parties(url, stack)
         for workload in (ONE, crowd(slots), burst(slots)):
@@ -366,7 +366,7 @@ def run(url: str, seconds: float, rounds: int, slots: int, locks: int) -> Iterat
         yield runner.run(one_by_one(url, seconds * rounds))
 
 
-def show(results: list[Result], quiet: Idle, circumstances: dict[str, str | int | float]) -> None:
+def show(results: list[Result], quiet: Idle, circumstances: Circumstances) -> None:
     table = Table(box=SIMPLE, pad_edge=False)
     for heading in ("ms", "ours, median", "p99", "redis-py, median", "p99", "round trip", "target", ""):
         table.add_column(heading, justify="left" if heading in ("ms", "") else "right", no_wrap=True)

@@ -13,6 +13,7 @@ local before_ms, skip, chunk = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- include: naming
 -- include: bookings
 -- include: index
+-- include: sign
 -- include: queue
 -- include: remove
 
