@@ -254,6 +254,8 @@ class _Wire(asyncio.Protocol):
         self._expected = 0
         self._replies: list[Any] = []
         self._answered: Callable[[list[Any] | OSError], None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._looks_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._error: OSError = ConnectionResetError("the server closed the connection")
         self._transport.set_protocol(self)
@@ -264,10 +266,11 @@ class _Wire(asyncio.Protocol):
     ) -> None:
         """Sends commands; ``answered`` gets their replies, or why there are none within ``timeout`` seconds."""
         self._expected, self._replies, self._answered = len(commands), [], answered
-        self._timer = asyncio.get_running_loop().call_later(timeout, self._break, TimeoutError())
+        self._deadline = time.monotonic() + timeout
+        self._watch(timeout)
         if self._transport.is_closing():
             # It broke while it was idle, and connection_lost has been: nobody else would tell.
-            asyncio.get_running_loop().call_soon(self.connection_lost, None)
+            self._loop.call_soon(self.connection_lost, None)
         else:
             self._transport.write(b"".join(commands))
 
@@ -284,7 +287,6 @@ class _Wire(asyncio.Protocol):
         elif len(self._replies) >= self._expected:
             # Nothing of this exchange may live on into the next, or the collector has it to walk through.
             answered, replies, self._answered, self._replies = self._answered, self._replies, None, []
-            self._stop_timer()
             answered(replies)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -302,6 +304,23 @@ class _Wire(asyncio.Protocol):
     def _break(self, why: OSError) -> None:
         self._error = why
         self._transport.abort()
+
+    def _watch(self, seconds: float) -> None:
+        """Looks after the deadline by then. A timer outlives its exchange: one for each costs as much as to send."""
+        if self._timer is None or self._deadline < self._looks_at:
+            self._stop_timer()
+            self._looks_at = self._deadline
+            self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        left = self._deadline - time.monotonic()
+        if self._answered is None:
+            return
+        if left > 0:
+            self._watch(left)
+        else:
+            self._break(TimeoutError())
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
