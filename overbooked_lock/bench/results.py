@@ -13,6 +13,8 @@ from typing import Literal, Self
 from hdrh.histogram import HdrHistogram
 from pydantic import BaseModel, ConfigDict
 
+from overbooked_lock.bench.verdicts import Verdict
+
 Scalar = str | int | float | bool | None
 Outcome = Literal["done", "refused", "failed"]
 """``done``: it took effect. ``refused``: an answer, too: another holds the slot, or it is full. ``failed``: no answer
@@ -93,10 +95,11 @@ class Operation(_Fact):
     """What callers asked the target for, by its name: ``lock``, ``unlock``, ``book``, ``lock_many`` …
 
     Every attempt counts in ``latency``, whatever came of it. In an open loop the first one of an arrival is timed from
-    when the arrival was due.
+    when the arrival was due. ``waits``: the latency holds the wait for a slot, so no limit is put on it.
     """
 
     name: str
+    waits: bool
     latency: Latency
     done: int
     refused: int
@@ -129,6 +132,7 @@ class Second(_Fact):
         dropped: Arrivals that were turned away, since too many were under way.
         harness_cpu: The share of a core of each process of ours.
         server_cpu: That of the server.
+        machine_cpu: The share of all cores of our machine that were busy, whoever with.
     """
 
     at_s: float
@@ -142,6 +146,7 @@ class Second(_Fact):
     dropped: int
     harness_cpu: list[float]
     server_cpu: float | None
+    machine_cpu: float | None
 
 
 class SlotContention(_Fact):
@@ -185,20 +190,6 @@ class BatchSize(_Fact):
     batches: int
 
 
-class Verdict(_Fact):
-    """An invariant or a limit, and what the run says about it.
-
-    Attributes:
-        name: What must be.
-        holds: Whether it was so; None if the run can't tell.
-        said: What was found, in words and figures.
-    """
-
-    name: str
-    holds: bool | None
-    said: str
-
-
 class Machine(_Fact):
     """Where the harness ran. ``cores`` are those that it may use."""
 
@@ -231,8 +222,9 @@ class TargetFacts(_Fact):
 class Bottleneck(_Fact):
     """What kept the figures from being better: in ``said``, in words.
 
-    ``harness``: our own processes had no CPU left, so the target can do more. ``machine``: ours and the server share
-    the cores, and used them up. ``server``: it had no CPU left. ``load``: nobody was busy; more was not asked for.
+    ``harness``: our own processes had no CPU left, so the target can do more. ``machine``: the cores of our machine
+    were all busy, with us, a server beside us, or something else. ``server``: it had no CPU left. ``load``: nobody was
+    busy; more was not asked for.
     """
 
     kind: Literal["harness", "machine", "server", "load", "unknown"]
@@ -261,6 +253,7 @@ class Run(_Fact):
         lateness: How late, after they were due, the harness itself began arrivals: part of the latencies.
         harness_cpu: The mean share of a core of each process of ours.
         server_cpu: That of the server.
+        machine_cpu: The mean share of all cores of our machine that were busy, whoever with.
         server_cpu_us_per_operation: What an answer cost the server, in microseconds of its CPU.
         batches: What the async engine merged, smallest first; empty where another process does that.
         invariants, limits: What must be, and what the user asked for.
@@ -288,6 +281,7 @@ class Run(_Fact):
     lateness: Latency | None
     harness_cpu: list[float]
     server_cpu: float | None
+    machine_cpu: float | None
     server_cpu_us_per_operation: float | None
     contention: Contention
     batches: list[BatchSize]

@@ -1,0 +1,164 @@
+"""What a run says in words, for somebody who knows nothing of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from overbooked_lock.bench.options import Options
+from overbooked_lock.bench.results import Bottleneck, Machine, Operation, Run, TargetFacts
+from overbooked_lock.bench.verdicts import Verdict
+
+BUSY = 0.9
+"""The share of a core from which on a process counts as having no time left."""
+
+ALL_BUSY = 0.85
+"""The share of all cores from which on a machine counts so: the rest is the system's own, which we don't see."""
+
+
+def limits(
+    options: Options, operations: Sequence[Operation], rate: float, dropped: int, failures: int
+) -> list[Verdict]:
+    """What the user asked for, and what everybody does: that all arrivals are served and answered."""
+    found = [Verdict("every operation is answered", failures == 0, f"{failures:,} operations failed")]
+    if options.rate is not None:
+        found.append(Verdict("no arrival is dropped", dropped == 0, f"{dropped:,} arrivals were dropped"))
+    if options.max_p99 is not None:
+        most_ms = options.max_p99.total_seconds() * 1000
+        timed = [one for one in operations if not one.waits]
+        slowest = max(timed, key=lambda one: one.latency.p99_ms, default=None)
+        found.append(
+            Verdict(
+                f"p99 at most {ms(most_ms)}",
+                slowest is not None and slowest.latency.p99_ms <= most_ms,
+                "nothing was done that could be timed"
+                if slowest is None
+                else f"the slowest operation, {slowest.name}, has a p99 of {ms(slowest.latency.p99_ms)}",
+            )
+        )
+    if options.min_rate is not None:
+        found.append(
+            Verdict(
+                f"at least {options.min_rate:,.0f} operations/s",
+                rate >= options.min_rate,
+                f"{rate:,.0f} operations/s were answered",
+            )
+        )
+    return found
+
+
+def bottleneck(
+    options: Options,
+    target: TargetFacts,
+    machine: Machine,
+    harness_cpu: Sequence[float],
+    server_cpu: float | None,
+    machine_cpu: float | None,
+) -> Bottleneck:
+    """What kept the figures from being better. Shares are of one core, ``machine_cpu`` of all of them."""
+    busiest = max(harness_cpu, default=0.0)
+    ours = f"its busiest process used {busiest:.0%} of a core"
+    if server_cpu is not None and server_cpu >= BUSY:
+        return Bottleneck(
+            kind="server",
+            said=f"The Redis server was the bottleneck: it used {server_cpu:.0%} of a core, so this is about the most "
+            f"that it bears. As for the harness, {ours}.",
+        )
+    if busiest >= BUSY:
+        return Bottleneck(
+            kind="harness",
+            said=f"The harness itself was the bottleneck: {ours}. The target may bear more than these figures say: "
+            "give the harness more processes (--processes), on a machine that has free cores for them.",
+        )
+    if machine_cpu is not None and machine_cpu >= ALL_BUSY:
+        parts = f"the harness took {sum(harness_cpu):.1f}"
+        if target.same_machine and server_cpu is not None:
+            parts += f", the Redis server {server_cpu:.1f}"
+        return Bottleneck(
+            kind="machine",
+            said=f"This machine was the bottleneck: its {machine.cores} cores were {machine_cpu:.0%} busy. Of these cores "
+            f"{parts}, and what else runs here the rest. On a machine of its own each of them does better.",
+        )
+    free = f"The harness was not the bottleneck: {ours}. "
+    if server_cpu is None:
+        return Bottleneck(
+            kind="unknown",
+            said=free + "How busy the target was can't be seen from here: look there.",
+        )
+    free += f"Nor was the Redis server: it used {server_cpu:.0%} of a core. "
+    if target.kind == "sidecar":
+        return Bottleneck(
+            kind="unknown", said=free + "How busy the sidecar was can't be seen from here: look at its process."
+        )
+    return Bottleneck(
+        kind="load",
+        said=free
+        + (
+            "More was not asked of it: a higher --rate shows how much it bears."
+            if options.rate is not None
+            else "Callers think, or wait for their answers: more --callers show how much it bears."
+        ),
+    )
+
+
+def conclusion(run: Run, unfinished: int) -> list[str]:
+    """The answer in some sentences."""
+    loop = (
+        f"{run.arrivals:,} arrivals on a schedule, {run.options['rate']:,.0f} a second"
+        if run.arrivals is not None
+        else f"{run.options['callers']:,} callers, each of which waited for its answer before it went on"
+    )
+    said = [f"In {run.measured_s:.1f} s the target answered {run.rate:,.0f} operations a second, from {loop}."]
+    timed = [one for one in run.operations if not one.waits]
+    if timed:
+        slowest = max(timed, key=lambda one: one.latency.p99_ms)
+        said.append(
+            f"The slowest kind, {slowest.name}: half were answered within {ms(slowest.latency.p50_ms)}, "
+            f"99 of 100 within {ms(slowest.latency.p99_ms)}, the slowest of all took {ms(slowest.latency.max_ms)}."
+        )
+    if run.scenario == "onsale":
+        said.append(_onsale(run))
+    broken = [verdict for verdict in run.invariants if verdict.holds is False]
+    open_ones = [verdict for verdict in run.invariants if verdict.holds is None]
+    if broken:
+        said.append(f"BROKEN: {'; '.join(verdict.name for verdict in broken)}. This must never be: see above.")
+    elif open_ones:
+        said.append(f"Can't be told: {'; '.join(verdict.name for verdict in open_ones)}, since operations failed.")
+    else:
+        said.append("All that must hold under any load did hold.")
+    failed = sum(run.failures.values())
+    if failed:
+        said.append(f"{failed:,} operations failed: they got an error, or no answer in time.")
+    if run.dropped:
+        said.append(
+            f"{run.dropped:,} arrivals were dropped, since {run.options['backlog']:,} were under way already. Had they "
+            "been served, latencies would be worse."
+        )
+    if unfinished:
+        said.append(f"{unfinished:,} visits were cut off, since they did not end in time after the load.")
+    said.append(run.bottleneck.said)
+    if run.lateness is not None and run.lateness.p99_ms > 5:
+        said.append(
+            f"The harness began 1 of 100 arrivals more than {ms(run.lateness.p99_ms)} late; this is in the latencies."
+        )
+    return said
+
+
+def _onsale(run: Run) -> str:
+    counts, slots = run.counts, run.contention.slots
+    double = counts["double_bookings"]
+    return (
+        f"Of {counts['shoppers']:,} shoppers, {counts['sold']:,} bought one of {slots:,} seats, "
+        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} found the seats they wanted taken and left. Counted again "
+        f"in the store: {'no seat' if not double else f'{double:,} seats'} sold twice."
+    )
+
+
+def ms(milliseconds: float) -> str:
+    """A duration as people read it: three digits."""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2f} s"
+    if milliseconds >= 100:
+        return f"{milliseconds:.0f} ms"
+    if milliseconds >= 10:
+        return f"{milliseconds:.1f} ms"
+    return f"{milliseconds:.2f} ms"
