@@ -35,6 +35,7 @@ except ImportError:
     raise SystemExit(2) from None
 
 from overbooked_lock import __version__
+from overbooked_lock.bench import command as bench
 from overbooked_lock.cli_options import Rate, date, duration, json_object, rate
 from overbooked_lock.engine import LockEngine
 from overbooked_lock.errors import (
@@ -85,6 +86,7 @@ EXITS: Mapping[int, tuple[str, tuple[type[OverbookedError], ...]]] = {
     7: ("the store is unavailable", (StoreUnavailable, EmbeddedServerError)),
     8: ("another slot has this id, or bookings stand on the slot", (SlotExists, SlotHasBookings)),
     9: ("the store holds something else in the slot's place", (StoreCorrupt,)),
+    bench.CHECK_FAILED: ("bench --check: something that must hold is broken, or a limit missed", ()),
 }
 """What each exit code says, and the errors that end in it."""
 
@@ -751,6 +753,8 @@ def _revoke_key(engine: LockEngine, key_id: Annotated[str, typer.Argument(metava
     return Answer({"id": key_id, "revoked": True}, "revoked")
 
 
+app.command("bench", help=bench.HELP, epilog=bench.EPILOG)(bench.bench)
+
 # After its own commands, so that the help begins with locks.
 app.add_typer(slot_commands, name="slot")
 app.add_typer(key_commands, name="keys")
@@ -980,6 +984,9 @@ _OUR_WORDS = {
     "fencing_token": "--fencing-token",
     "max_lifetime": "--max-lifetime",
     "wait": "--wait",
+    "max_p99": "--max-p99",
+    "min_rate": "--min-rate",
+    "warm_up": "--warm-up",
     "keep_answers": "--keep-answers",
     "key_id": "ID",
     "timedelta": "duration",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Iterable, Sequence
@@ -16,8 +17,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from overbooked_lock.bench.verdicts import LEEWAY_S, Grants
-from overbooked_lock.errors import OverbookedError, StoreUnavailable
+from overbooked_lock.bench.grants import LEEWAY_S, Grants
+from overbooked_lock.errors import OverbookedError
 
 if TYPE_CHECKING:
     from hdrh.histogram import HdrHistogram
@@ -77,8 +78,8 @@ class Notes:
 
     def failure(self, error: OverbookedError) -> None:
         """Why an operation failed."""
-        # Other messages name slots: there would be one for each.
-        why = str(error) if isinstance(error, StoreUnavailable) else f"{error.code} ({type(error).__name__})"
+        # A message that names a slot would be one for each slot.
+        why = re.sub("'[^']*'", "…", str(error))
         self.failures[why if why in self.failures or len(self.failures) < _MOST_REASONS else "other"] += 1
 
     def next_second(self) -> Tally:

@@ -31,6 +31,7 @@ from redis.exceptions import RedisError
 from overbooked_lock import __version__
 from overbooked_lock.bench import verdicts, words
 from overbooked_lock.bench.callers import WAITING
+from overbooked_lock.bench.grants import Grants
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import (
     BatchSize,
@@ -45,8 +46,9 @@ from overbooked_lock.bench.results import (
     new_histogram,
 )
 from overbooked_lock.bench.scenarios import SCENARIOS
+from overbooked_lock.bench.succession import succession
 from overbooked_lock.bench.targets import Kind, Where, store_offset_s
-from overbooked_lock.bench.verdicts import Evidence, Grants, Recount
+from overbooked_lock.bench.verdicts import Evidence, Recount
 from overbooked_lock.bench.worker import Final, Job, Message, Ready, Tick, work
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import OverbookedError
@@ -85,6 +87,7 @@ def run(options: Options, watcher: Watcher | None = None) -> Run:
     with _target(options) as where, asyncio.Runner() as runner:
         where.check(options.scenario, SCENARIOS[options.scenario])
         plan = _Plan(options, where)
+        left = ""
         try:
             watcher.phase(f"registering {plan.slots:,} slots")
             jobs = runner.run(plan.prepare())
@@ -93,10 +96,14 @@ def run(options: Options, watcher: Watcher | None = None) -> Run:
                 listener.listen()
             watcher.phase("counting again in the store")
             recount = runner.run(plan.recount())
-            return listener.sum_up(plan, recount)
         finally:
             watcher.phase("removing what the run made")
-            runner.run(plan.remove())
+            try:
+                runner.run(plan.remove())
+            except OverbookedError as error:  # what was found, or went wrong before, is what counts
+                left = f"What the run made could not be removed ({error}): {where.marker} is in the names of it all."
+                watcher.phase(left)
+        return listener.sum_up(plan, recount, left)
 
 
 @contextlib.contextmanager
@@ -357,8 +364,8 @@ class _Listener:
 
     # At the end
 
-    def sum_up(self, plan: _Plan, recount: Recount) -> Run:
-        """All that was found."""
+    def sum_up(self, plan: _Plan, recount: Recount, left: str) -> Run:
+        """All that was found; ``left`` says what could not be removed, if anything."""
         options, where, finals = self._options, self._where, self._finals
         grants = Grants()
         spans: dict[str, HdrHistogram] = {}
@@ -375,16 +382,16 @@ class _Listener:
             batches += final.batches
             attempts = [a + b for a, b in zip(attempts, final.attempts, strict=True)]
             wins = [a + b for a, b in zip(wins, final.wins, strict=True)]
-        succession = verdicts.succession(grants)
+        passed_on = succession(grants)
         if "handover" in plan.scenario.spans:
             spans["handover"] = handovers = new_histogram()
-            for seconds in succession.handovers:
+            for seconds in passed_on.handovers_s:
                 handovers.record_value(max(1, int(seconds * 1e6)))
         operations = self._operations()
         evidence = Evidence(
             grants=len(grants) + grants.unkept,
             unkept=grants.unkept,
-            succession=succession,
+            succession=passed_on,
             recount=recount,
             counts=counts,
             outcomes={name: dict(zip(_OUTCOMES, ended, strict=True)) for name, ended in self._outcomes.items()},
@@ -427,7 +434,7 @@ class _Listener:
             spans=[
                 Span(name=name, meaning=meaning, latency=Latency.of(spans[name]))
                 for name, meaning in plan.scenario.spans.items()
-                if name in spans
+                if name in spans and spans[name].get_total_count()
             ],
             seconds=self._shown,
             rate=rate,
@@ -447,7 +454,8 @@ class _Listener:
             bottleneck=words.bottleneck(options, target, machine, harness_cpu, server_cpu, machine_cpu),
             conclusion=[],
         )
-        return run.model_copy(update={"conclusion": words.conclusion(run, evidence.unfinished)})
+        said = words.conclusion(run, evidence.unfinished)
+        return run.model_copy(update={"conclusion": [*said, left] if left else said})
 
     def _operations(self) -> list[Operation]:
         found = [

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import re
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -22,7 +23,7 @@ from urllib.parse import urlsplit
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from overbooked_lock import AsyncLockEngine, NewSlot
+from overbooked_lock import AsyncLockEngine, NewSlot, store
 from overbooked_lock.bench.scenarios import Scenario
 from overbooked_lock.bench.verdicts import Recount
 from overbooked_lock.errors import InvalidArgument, OverbookedError, StoreUnavailable
@@ -68,9 +69,7 @@ class Where:
     @property
     def address(self) -> str:
         """The URL without user and password."""
-        parts = urlsplit(self.url)
-        host = parts.netloc.rpartition("@")[2]
-        return parts._replace(netloc=host, query="", fragment="").geturl()
+        return re.sub("(?<=://)[^/]*@", "", self.url).partition("?")[0]
 
     @property
     def on_this_machine(self) -> bool:
@@ -391,14 +390,16 @@ class SidecarTarget(Target):
 
     async def _ask(self, op: str, wait: timedelta | None = None, **fields: Any) -> dict[str, Any]:
         request_id = f"{self._name}-{next(self._serial)}"
+        deadline = timedelta(seconds=_SIDECAR_DEADLINE_S)
         if wait is not None:
-            fields["wait_ms"] = wait // timedelta(milliseconds=1)
+            fields["wait_ms"] = _ms(wait)
+            deadline += wait
         request = {
             "id": request_id,
             "op": op,
             "client": f"bench-{self.where.run_id}",
             "reply_to": self._reply_to,
-            "deadline_ms": int(_SIDECAR_DEADLINE_S * 1000),
+            "deadline_ms": _ms(deadline),
             **fields,
         }
         loop = asyncio.get_running_loop()
@@ -415,7 +416,7 @@ class SidecarTarget(Target):
 
         send()
         try:
-            async with asyncio.timeout(_SIDECAR_DEADLINE_S + (0 if wait is None else wait.total_seconds()) + 1):
+            async with asyncio.timeout(deadline.total_seconds() + 1):
                 answer = await waiting
         except TimeoutError:
             raise StoreUnavailable("unknown", "the sidecar did not answer in time") from None
@@ -612,7 +613,7 @@ def _as_ours() -> Any:
     try:
         yield
     except (RedisError, OSError) as error:
-        raise StoreUnavailable("unknown", type(error).__name__) from error
+        raise StoreUnavailable("unknown", store._cause(error)) from error  # noqa: SLF001 - our own words for it
 
 
 def _ms(duration: timedelta) -> int:

@@ -1,19 +1,13 @@
-"""What must be, whatever the load, and how it is judged: from what callers were told, and from a recount in the store.
-
-All times are monotonic, of the one clock that the processes of a machine share, in seconds.
-"""
+"""What must be, whatever the load, judged by what callers were told and by a recount in the store."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-MOST_GRANTS = 5_000_000
-"""So many are kept in a process, at 40 bytes each: longer runs are judged by their beginning."""
-
-LEEWAY_S = 0.002
-"""A lock that nobody ended is surely held until so long before its date: Redis counts whole milliseconds."""
+if TYPE_CHECKING:
+    from overbooked_lock.bench.succession import Succession
 
 
 @dataclass(frozen=True)
@@ -29,82 +23,6 @@ class Verdict:
     name: str
     holds: bool | None
     said: str
-
-
-@dataclass
-class Grants:
-    """Locks that were granted: of which slot, with which token, and when each was asked for, had, and held until."""
-
-    slots: array[int] = field(default_factory=lambda: array("q"))
-    tokens: array[int] = field(default_factory=lambda: array("q"))
-    asked: array[float] = field(default_factory=lambda: array("d"))
-    since: array[float] = field(default_factory=lambda: array("d"))
-    until: array[float] = field(default_factory=lambda: array("d"))
-    unkept: int = 0
-
-    def __len__(self) -> int:
-        return len(self.slots)
-
-    def add(self, slot: int, token: int, asked: float, since: float, until: float) -> int:
-        """Notes a grant; returns its number, -1 if it is one too many."""
-        if len(self.slots) >= MOST_GRANTS:
-            self.unkept += 1
-            return -1
-        self.slots.append(slot)
-        self.tokens.append(token)
-        self.asked.append(asked)
-        self.since.append(since)
-        self.until.append(until)
-        return len(self.slots) - 1
-
-    def end(self, number: int, at: float) -> None:
-        """Its holder is about to give it up: from now on it claims nothing."""
-        if number >= 0:
-            self.until[number] = min(self.until[number], at)
-
-    def merge(self, other: Grants) -> None:
-        """Takes those of another process."""
-        for name in ("slots", "tokens", "asked", "since", "until"):
-            getattr(self, name).extend(getattr(other, name))
-        self.unkept += other.unkept
-
-
-@dataclass(frozen=True)
-class Succession:
-    """What became of slots from one holder to the next, by fencing token.
-
-    Attributes:
-        overlaps: Grants that began before the one before them on their slot had ended.
-        repeated: Fencing tokens that a slot gave out twice.
-        handovers: Where somebody asked before the slot was given up: the seconds from then until that one had it.
-    """
-
-    overlaps: int
-    repeated: int
-    handovers: list[float]
-
-
-def succession(grants: Grants) -> Succession:
-    """Puts each slot's grants in the order of their tokens, and compares neighbours.
-
-    Neighbours do: if none of them overlaps, and each begins before it ends, no two do. A token that did not rise puts
-    its grant where it overlaps.
-    """
-    import numpy as np  # noqa: PLC0415  slow to import, and of an extra
-
-    slots, tokens = np.frombuffer(grants.slots, np.int64), np.frombuffer(grants.tokens, np.int64)
-    asked, since, until = (np.frombuffer(times, np.float64) for times in (grants.asked, grants.since, grants.until))
-    order = np.lexsort((tokens, slots))
-    before, after = order[:-1], order[1:]
-    same = slots[before] == slots[after]
-    before, after = before[same], after[same]
-    ended = np.maximum(until[before], since[before])
-    waited = asked[after] < ended
-    return Succession(
-        overlaps=int(np.count_nonzero(since[after] < until[before])),
-        repeated=int(np.count_nonzero(tokens[before] == tokens[after])),
-        handovers=[float(seconds) for seconds in (since[after] - ended)[waited] if seconds >= 0],
-    )
 
 
 @dataclass(frozen=True)
@@ -191,7 +109,7 @@ def bookings(evidence: Evidence, told: int) -> Iterator[Verdict]:
     yield Verdict(
         "no double booking",
         recount.double == 0,
-        f"{recount.double:,} slots have more than one booking, of {len(recount.bookings):,} that are booked in the store",
+        f"{recount.double:,} of {len(recount.bookings):,} slots booked in the store have more than one booking",
     )
     stored = sum(recount.bookings.values())
     unequal = sum(

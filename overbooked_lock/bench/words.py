@@ -75,7 +75,7 @@ def bottleneck(
             parts += f", the Redis server {server_cpu:.1f}"
         return Bottleneck(
             kind="machine",
-            said=f"This machine was the bottleneck: its {machine.cores} cores were {machine_cpu:.0%} busy. Of these cores "
+            said=f"This machine was the bottleneck: its {machine.cores} cores were {machine_cpu:.0%} busy. Of these "
             f"{parts}, and what else runs here the rest. On a machine of its own each of them does better.",
         )
     free = f"The harness was not the bottleneck: {ours}. "
@@ -146,10 +146,11 @@ def conclusion(run: Run, unfinished: int) -> list[str]:
 def _onsale(run: Run) -> str:
     counts, slots = run.counts, run.contention.slots
     double = counts["double_bookings"]
+    sold_twice = f"{double:,} seats were sold twice" if double else "no seat was sold twice"
     return (
         f"Of {counts['shoppers']:,} shoppers, {counts['sold']:,} bought one of {slots:,} seats, "
-        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} found the seats they wanted taken and left. Counted again "
-        f"in the store: {'no seat' if not double else f'{double:,} seats'} sold twice."
+        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} found the seats they wanted taken "
+        f"and left. Counted again in the store: {sold_twice}."
     )
 
 

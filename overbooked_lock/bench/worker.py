@@ -21,11 +21,11 @@ from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
 from overbooked_lock.bench.callers import Caller, Notes
+from overbooked_lock.bench.grants import Grants
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import new_histogram
 from overbooked_lock.bench.scenarios import SCENARIOS, Scenario, Stage
 from overbooked_lock.bench.targets import Target, Where
-from overbooked_lock.bench.verdicts import Grants
 
 if TYPE_CHECKING:
     from hdrh.histogram import HdrHistogram
