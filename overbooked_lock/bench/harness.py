@@ -51,7 +51,7 @@ from overbooked_lock.bench.targets import Kind, Where, store_offset_s
 from overbooked_lock.bench.verdicts import Evidence, Recount
 from overbooked_lock.bench.worker import Final, Job, Message, Ready, Tick, work
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import OverbookedError
+from overbooked_lock.errors import InvalidArgument, OverbookedError
 
 _spawned = multiprocessing.get_context("spawn")
 _START_IN_S = 0.1
@@ -101,7 +101,7 @@ def run(options: Options, watcher: Watcher | None = None) -> Run:
             try:
                 runner.run(plan.remove())
             except OverbookedError as error:  # what was found, or went wrong before, is what counts
-                left = f"What the run made could not be removed ({error}): {where.marker} is in the names of it all."
+                left = f"Not removed: what the run made, if anything. {where.marker} is in all its names. ({error})"
                 watcher.phase(left)
         return listener.sum_up(plan, recount, left)
 
@@ -131,6 +131,10 @@ class _Plan:
         callers = options.callers or scenario.callers
         self.at_a_time = max(options.processes, callers) if options.rate is None else options.backlog
         self.slots = options.slots or scenario.slots(self.at_a_time)
+        if scenario.own_slots and self.slots < self.at_a_time:
+            raise InvalidArgument(
+                "slots", f"must be at least {self.at_a_time:,}: in this scenario each caller has its own"
+            )
         self._warm_up = f"{where.marker}-warm-up"
 
     async def prepare(self) -> list[Job]:

@@ -56,6 +56,7 @@ class Scenario(ABC):
         summary: What it plays, in a sentence.
         needs: What a target must be able to do.
         callers: How many there are at a time in a closed loop, unless told.
+        own_slots: Whether each of them needs a slot of its own.
         counted: What it counts itself, and what that means, in the order to be shown.
         spans: What it times beside operations, and what that means.
         counts: Its counts so far, in this process.
@@ -64,6 +65,7 @@ class Scenario(ABC):
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset({"lock", "unlock"})
     callers: ClassVar[int] = 100
+    own_slots: ClassVar[bool] = False
     counted: ClassVar[Mapping[str, str]] = {}
     spans: ClassVar[Mapping[str, str]] = {}
 
@@ -96,10 +98,10 @@ class Scenario(ABC):
         yield
 
 
-class Uncontended(Scenario):
-    """The lock and the unlock alone."""
+class _OwnSlots(Scenario):
+    """Of scenarios where a visit has a slot to itself: as many slots as may be under way at a time, at least."""
 
-    summary = "Every caller locks and unlocks slots that nobody else wants: the most that the deployment gives."
+    own_slots = True
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
@@ -110,10 +112,23 @@ class Uncontended(Scenario):
         return at_a_time
 
     async def visit(self, caller: Caller) -> None:
-        slot = self._free.popleft() if self._free else caller.number % self.stage.slots
+        slot = self._free.popleft()
+        await self.use(caller, slot)
+        self._free.append(slot)
+
+    @abstractmethod
+    async def use(self, caller: Caller, slot: int) -> None:
+        """One caller's way with a slot that nobody else wants."""
+
+
+class Uncontended(_OwnSlots):
+    """The lock and the unlock alone."""
+
+    summary = "Every caller locks and unlocks slots that nobody else wants: the most that the deployment gives."
+
+    async def use(self, caller: Caller, slot: int) -> None:
         if held := await caller.lock(slot):
             await caller.unlock(held)
-        self._free.append(slot)
 
 
 class Hotspot(Scenario):
@@ -267,7 +282,7 @@ class Groups(Scenario):
             await caller.unlock_many(held)
 
 
-class Expiry(Scenario):
+class Expiry(_OwnSlots):
     """Locks that nobody gives up, and all end in the same moment."""
 
     summary = "Waves of locks that all end at one moment, a wave a second: each end is told of once, and how soon."
@@ -289,36 +304,27 @@ class Expiry(Scenario):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
-        self._free = deque(range(stage.process, stage.slots, stage.processes))
         self._awaited: dict[int, asyncio.Future[None]] = {}
         self._own: set[int] = set()
         self._told = Counter[int]()
 
-    @classmethod
-    def slots(cls, at_a_time: int) -> int:
-        return at_a_time
-
-    async def visit(self, caller: Caller) -> None:
-        if not self._free:  # more arrivals than slots
-            return
-        slot = self._free.popleft()
+    async def use(self, caller: Caller, slot: int) -> None:
         store_now = time.monotonic() + self.stage.store_offset_s
         wave = math.ceil((store_now + self.SHORTEST_S) / self.WAVE_S) * self.WAVE_S
         held = await caller.lock(
             slot, lock_for=timedelta(seconds=wave - store_now), lock_until=datetime.fromtimestamp(wave, UTC)
         )
-        if held:
-            self._own.add(held.token)
-            ended = asyncio.get_running_loop().create_future()
-            self._awaited[held.token] = ended
-            if self._told[held.token]:
-                ended.set_result(None)
-            patience = wave - self.stage.store_offset_s - time.monotonic() + self.PATIENCE_S
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended, max(patience, 0.1))
-                caller.span("expired event", max(0.0, time.monotonic() + self.stage.store_offset_s - wave))
-            del self._awaited[held.token]
-        self._free.append(slot)
+        if held is None:
+            return
+        self._own.add(held.token)
+        ended = self._awaited[held.token] = asyncio.get_running_loop().create_future()
+        if self._told[held.token]:
+            ended.set_result(None)
+        end = wave - self.stage.store_offset_s
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(ended, max(end - time.monotonic(), 0.0) + self.PATIENCE_S)
+            caller.span("expired event", max(0.0, time.monotonic() - end))
+        del self._awaited[held.token]
 
     @contextlib.asynccontextmanager
     async def running(self, target: Target) -> AsyncIterator[None]:

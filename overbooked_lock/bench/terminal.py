@@ -44,7 +44,7 @@ class Progress:
     def phase(self, text: str) -> None:
         """What is done now."""
         if self._live is None:
-            self._console.print(f"overbooked-lock bench: {text}")
+            self._console.print(f"overbooked-lock bench: {text}", soft_wrap=True)
         else:
             self._live.update(Text(f"{text} …"), refresh=True)
 
