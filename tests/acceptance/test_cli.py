@@ -21,7 +21,8 @@ import redis
 import typer
 
 from overbooked_lock import EmbeddedServer, Event, LockEngine, Slot, SlotLocked
-from overbooked_lock.cli import EXITS, date, duration, json_object, main
+from overbooked_lock.cli import EXITS, main
+from overbooked_lock.cli_options import date, duration, json_object
 from overbooked_lock.keys import Keys
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")

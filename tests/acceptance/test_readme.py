@@ -34,7 +34,7 @@ def run(*command: str, folder: Path) -> str:
 def test_every_block_is_known() -> None:
     """No block escapes these tests."""
     assert {language for language, _ in BLOCKS} == {"python", "sh"}
-    assert (len(PROGRAMS), len(COMMANDS)) == (3, 11)
+    assert (len(PROGRAMS), len(COMMANDS)) == (3, 12)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,8 @@ def test_the_commands_run(tmp_path: Path) -> None:
     output = [run("bash", "-c", line, folder=tmp_path) for line in lines]
     assert "court-1-18h" in output[2]
     assert output[4].endswith("mine while this runs\n")
-    assert "sk_" in output[-1]
+    assert "sk_" in output[5]
+    assert "no seat was sold twice" in output[6]
 
 
 def test_it_serves(tmp_path: Path) -> None:
