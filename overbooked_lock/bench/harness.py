@@ -22,11 +22,13 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import redis
 from hdrh.histogram import HdrHistogram
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from overbooked_lock import __version__
 from overbooked_lock.bench import verdicts, words
@@ -181,7 +183,9 @@ class _Server:
     """The server's own account of itself. None where it gives none."""
 
     def __init__(self, where: Where) -> None:
-        self._client = None if where.kind == "http" else redis.Redis.from_url(where.url, socket_timeout=2)
+        # Asked once and no more: who waits here hears nothing from the processes meanwhile.
+        options: dict[str, Any] = {"socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}
+        self._client = None if where.kind == "http" else redis.Redis.from_url(where.url, **options)
 
     def name(self) -> str | None:
         """Which server it is, and its version."""

@@ -76,6 +76,7 @@ class Options:
             ("backlog", 1, 1_000_000),
             ("processes", 1, 256),
             ("slots", 1, MOST_SLOTS),
+            ("seed", 0, 1_000_000_000),
         ):
             value = getattr(self, name)
             if value is not None and not least <= value <= most:

@@ -49,6 +49,17 @@ class Stage:
     store_offset_s: float
 
 
+class _Zipf:
+    """Tastes as people have them: the n-th of so many things is wanted with a weight of 1/n."""
+
+    def __init__(self, count: int) -> None:
+        self._sums = list(accumulate(1 / rank for rank in range(1, count + 1)))
+
+    def draw(self, rng: random.Random) -> int:
+        """Which one, from 0."""
+        return bisect(self._sums, rng.random() * self._sums[-1], hi=len(self._sums) - 1)
+
+
 class Scenario(ABC):
     """What all scenarios are.
 
@@ -174,7 +185,7 @@ class Onsale(Scenario):
         super().__init__(stage)
         # All processes want the same seats: their order is drawn of the seed alone.
         self._seats = random.Random(stage.seed).sample(range(stage.slots), stage.slots)  # noqa: S311 - no secret
-        self._zipf = list(accumulate(1 / rank for rank in range(1, stage.slots + 1)))
+        self._taste = _Zipf(stage.slots)
 
     @classmethod
     def slots(cls, at_a_time: int) -> int:  # noqa: ARG003
@@ -183,7 +194,7 @@ class Onsale(Scenario):
     async def visit(self, caller: Caller) -> None:
         self.counts["shoppers"] += 1
         for _ in range(self.TRIES):
-            if held := await caller.lock(self._wanted(caller.rng), lock_for=self.HOLD_FOR):
+            if held := await caller.lock(self._seats[self._taste.draw(caller.rng)], lock_for=self.HOLD_FOR):
                 break
             await caller.pause(self.LOOKING_S)
         else:
@@ -201,9 +212,6 @@ class Onsale(Scenario):
     @classmethod
     def count_again(cls, recount: Recount) -> Mapping[str, int]:
         return {"double_bookings": recount.double}
-
-    def _wanted(self, rng: random.Random) -> int:
-        return self._seats[bisect(self._zipf, rng.random() * self._zipf[-1])]
 
     @classmethod
     def judge(cls, evidence: Evidence) -> Iterator[Verdict]:
@@ -371,14 +379,14 @@ class Mixed(Scenario):
 
     def __init__(self, stage: Stage) -> None:
         super().__init__(stage)
-        self._zipf = list(accumulate(1 / rank for rank in range(1, stage.slots + 1)))
+        self._taste = _Zipf(stage.slots)
 
     @classmethod
     def slots(cls, at_a_time: int) -> int:  # noqa: ARG003
         return 1000
 
     async def visit(self, caller: Caller) -> None:
-        slot = bisect(self._zipf, caller.rng.random() * self._zipf[-1])
+        slot = self._taste.draw(caller.rng)
         await caller.look(slot)
         if caller.rng.random() < 0.5:
             return

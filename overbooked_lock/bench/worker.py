@@ -36,6 +36,8 @@ GRACE_S = 15.0
 """How long what is under way at the end may take; then it is cut off."""
 
 _WARM_UP_CALLERS = 32
+_SCHEDULES = 1 << 47
+"""What the schedules of processes are drawn by: more than there are callers and arrivals."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,25 @@ def _loop_factory() -> type[asyncio.AbstractEventLoop] | None:
     return uvloop.Loop
 
 
+def schedule(options: Options, process: int, start: float, end: float) -> Iterator[tuple[int, float]]:
+    """The arrivals of a process of an open loop: their numbers, and when they are due. The same for the same seed."""
+    assert options.rate is not None  # noqa: S101 - for the type
+    mean_s = options.processes / options.rate
+    rng = _random(options.seed, _SCHEDULES + process)
+    poisson = options.arrivals == "poisson"
+    # At a constant rate the processes take turns.
+    due = start + (rng.expovariate(1 / mean_s) if poisson else process / options.rate)
+    for number in itertools.count(process, options.processes):
+        if due >= end:
+            return
+        yield number, due
+        due += rng.expovariate(1 / mean_s) if poisson else mean_s
+
+
+def _random(seed: int, number: int) -> random.Random:
+    return random.Random(seed << 48 | number)  # noqa: S311 - no secret
+
+
 class _Worker:
     def __init__(self, job: Job, parent: Connection) -> None:
         self._job, self._parent, self._options = job, parent, job.options
@@ -147,12 +168,7 @@ class _Worker:
                 self._parent.send(Ready())
                 start: float = await asyncio.to_thread(self._parent.recv)
                 await asyncio.sleep(start - clock())
-                ticking = asyncio.create_task(self._tick(start))
-                try:
-                    await self._load(scenario, target, start)
-                finally:
-                    ticking.cancel()
-                    await asyncio.wait([ticking])
+                await self._load_and_tell(scenario, target, start)
         notes = self._notes
         return Final(
             spans={name: histogram.encode() for name, histogram in notes.spans.items()},
@@ -167,6 +183,18 @@ class _Worker:
             unfinished=self._unfinished,
             loop=type(asyncio.get_running_loop()).__module__,
         )
+
+    async def _load_and_tell(self, scenario: Scenario, target: Target, start: float) -> None:
+        loading = asyncio.create_task(self._load(scenario, target, start))
+        telling = asyncio.create_task(self._tick(start))
+        await asyncio.wait([loading, telling], return_when=asyncio.FIRST_COMPLETED)
+        # If nobody listens any more, nobody wants the load.
+        for task in (loading, telling):
+            task.cancel()
+            await asyncio.wait([task])
+        for task in (telling, loading):
+            if not task.cancelled():
+                task.result()
 
     # Load
 
@@ -219,7 +247,7 @@ class _Worker:
             await scenario.visit(caller)
             self._in_flight -= 1
 
-        for number, due in self._schedule(start, end):
+        for number, due in schedule(self._options, job.process, start, end):
             late = clock() - due
             if late < 0:
                 await asyncio.sleep(-late)
@@ -232,24 +260,8 @@ class _Worker:
             self._in_flight += 1
             visits.create_task(arrive(number, due))
 
-    def _schedule(self, start: float, end: float) -> Iterator[tuple[int, float]]:
-        """The arrivals of this process: their numbers, and when they are due. The same for the same seed."""
-        options = self._options
-        assert options.rate is not None  # noqa: S101 - for the type
-        mean_s = options.processes / options.rate
-        rng = self._rng(-1 - self._job.process)
-        # Those of a constant rate are in turns with those of the other processes.
-        due = start + (
-            rng.expovariate(1 / mean_s) if options.arrivals == "poisson" else self._job.process / options.rate
-        )
-        for number in itertools.count(self._job.process, options.processes):
-            if due >= end:
-                return
-            yield number, due
-            due += rng.expovariate(1 / mean_s) if options.arrivals == "poisson" else mean_s
-
     def _rng(self, number: int) -> random.Random:
-        return random.Random(hash((self._options.seed, number)))  # noqa: S311 - no secret; numbers hash alike everywhere
+        return _random(self._options.seed, number)
 
     # Reports
 

@@ -12,18 +12,39 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 import redis
 
-from overbooked_lock.bench import Run
+from overbooked_lock.bench import Options, Run
 from overbooked_lock.bench.results import Second
+from overbooked_lock.bench.worker import schedule
 
 RATE, STALL_MS = 500, 300
 DURATION = timedelta(seconds=0.8)
 OPEN = {"rate": RATE, "arrivals": "constant", "duration": DURATION}
+
+
+def test_arrivals_follow_from_the_seed() -> None:
+    """Poisson's are the same for the same seed, differ between processes, and are as many as asked for."""
+    options = Options(scenario="mixed", rate=1000, processes=2, seed=7)
+    first, again, second = (list(schedule(options, process, 5.0, 15.0)) for process in (0, 0, 1))
+    assert first == again
+    assert {due for _, due in first}.isdisjoint(due for _, due in second)
+    assert [number for number, _ in first[:3]] == [0, 2, 4]
+    assert all(5.0 < due < 15.0 for _, due in first + second)
+    assert len(first + second) == pytest.approx(10_000, rel=0.05)  # five standard deviations
+    assert first != list(schedule(replace(options, seed=8), 0, 5.0, 15.0))
+
+
+def test_constant_arrivals_are_evenly_spread_over_all_processes() -> None:
+    """Processes take turns."""
+    options = Options(scenario="mixed", rate=10, arrivals="constant", processes=2)
+    both = sorted(due for process in (0, 1) for _, due in schedule(options, process, 5.0, 6.0))
+    assert both == pytest.approx([5.0 + number / 10 for number in range(10)])
 
 
 class Stall:
