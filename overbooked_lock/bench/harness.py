@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
-import os
 import platform
 import secrets
 import tempfile
@@ -21,24 +20,19 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol
 
-import redis
 from hdrh.histogram import HdrHistogram
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from overbooked_lock import __version__
 from overbooked_lock.bench import verdicts, words
 from overbooked_lock.bench.callers import WAITING
 from overbooked_lock.bench.grants import Grants
+from overbooked_lock.bench.observing import Look, Server, machine
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import (
     BatchSize,
     Latency,
-    Machine,
     Operation,
     Run,
     Second,
@@ -179,70 +173,13 @@ def _running(jobs: Sequence[Job]) -> Iterator[dict[Connection, BaseProcess]]:
             pipe.close()
 
 
-class _Server:
-    """The server's own account of itself. None where it gives none."""
-
-    def __init__(self, where: Where) -> None:
-        # Asked once and no more: who waits here hears nothing from the processes meanwhile.
-        options: dict[str, Any] = {"socket_timeout": 1, "retry": Retry(NoBackoff(), 0)}
-        self._client = None if where.kind == "http" else redis.Redis.from_url(where.url, **options)
-
-    def name(self) -> str | None:
-        """Which server it is, and its version."""
-        facts = self._info("server")
-        if facts is None:
-            return None
-        name = facts.get("server_name", "redis")
-        return f"{name} {facts.get(f'{name}_version', facts.get('redis_version', ''))}".strip()
-
-    def cpu_s(self) -> float | None:
-        """How much CPU it has used so far."""
-        facts = self._info("cpu")
-        if facts is None or "used_cpu_sys" not in facts:
-            return None
-        return float(facts["used_cpu_sys"]) + float(facts["used_cpu_user"])
-
-    def close(self) -> None:
-        """Asks no more."""
-        if self._client is not None:
-            self._client.close()
-
-    def _info(self, section: str) -> dict[str, str] | None:
-        if self._client is None:
-            return None
-        try:
-            facts: dict[str, str] = self._client.info(section)
-        except (RedisError, OSError):
-            return None
-        return facts
-
-
 @dataclass
 class _SecondOfAll:
-    """The ticks of one second, as processes report it."""
+    """The ticks of one second, by the process that reports it."""
 
-    ticks: list[Tick] = field(default_factory=list)
+    ticks: dict[Connection, Tick] = field(default_factory=dict)
     server_cpu: float | None = None
     machine_cpu: float | None = None
-
-
-class _Look(NamedTuple):
-    """How much CPU had been used when: by the server, and by all that runs on this machine."""
-
-    at: float
-    server_s: float | None
-    busy: float
-    total: float
-
-    def server_cpu_since(self, last: _Look) -> float | None:
-        """The server's share of a core."""
-        if self.server_s is None or last.server_s is None or self.at <= last.at:
-            return None
-        return (self.server_s - last.server_s) / (self.at - last.at)
-
-    def machine_cpu_since(self, last: _Look) -> float | None:
-        """The share of all cores that were busy."""
-        return (self.busy - last.busy) / (self.total - last.total) if self.total > last.total else None
 
 
 class _Listener:
@@ -261,14 +198,14 @@ class _Listener:
         self._finals: list[Final] = []
         self._started_at = datetime.now(UTC)
         self._server_name: str | None = None
-        self._last = _Look(0.0, None, 0.0, 0.0)
+        self._last = Look(0.0, None, 0.0, 0.0)
 
     def listen(self) -> None:
         """Starts all processes at one time, and listens until each has said its last."""
         self._watcher.phase(f"warming up for {self._options.warm_up.total_seconds():g} s")
         for pipe in self._processes:
             self._expect_ready(pipe)
-        server = _Server(self._where)
+        server = Server(self._where)
         self._server_name = server.name()
         start = time.monotonic() + _START_IN_S
         self._started_at = datetime.now(UTC)
@@ -294,7 +231,7 @@ class _Listener:
             raise message
         return message
 
-    def _follow(self, start: float, server: _Server) -> None:
+    def _follow(self, start: float, server: Server) -> None:
         speaking = set(self._processes)
         next_look, number = start, 0
         duration = self._options.duration.total_seconds()
@@ -310,10 +247,10 @@ class _Listener:
                     speaking.discard(pipe)
                     self._finals.append(message)
                 elif isinstance(message, Tick):
-                    self._second(self._ticks[pipe]).ticks.append(message)
+                    self._second(self._ticks[pipe]).ticks[pipe] = message
                     self._ticks[pipe] += 1
             # A second is over when all have told of it, the server too.
-            self._show(until=min([number - 1, *(self._ticks[pipe] for pipe in speaking)]))
+            self._show(until=min([max(0, number - 1), *(self._ticks[pipe] for pipe in speaking)]))
         self._look(server, number)
         self._show(until=len(self._seconds))
 
@@ -322,9 +259,9 @@ class _Listener:
             self._seconds.append(_SecondOfAll())
         return self._seconds[number]
 
-    def _look(self, server: _Server, number: int) -> None:
+    def _look(self, server: Server, number: int) -> None:
         """Looks at how busy the server is, and this machine, when the second before ``number`` is over."""
-        look = _Look(time.monotonic(), server.cpu_s(), *_machine_times())
+        look = Look.now(server)
         if number:
             second = self._second(number - 1)
             second.server_cpu, second.machine_cpu = (
@@ -341,9 +278,10 @@ class _Listener:
         self._told = max(self._told, until)
 
     def _sum_up_second(self, second: _SecondOfAll) -> Second:
+        ticks = [second.ticks[pipe] for pipe in self._processes if pipe in second.ticks]
         all_of_it = new_histogram()
         outcomes, by_operation = [0, 0, 0], Counter[str]()
-        for tick in second.ticks:
+        for tick in ticks:
             for name, encoded in tick.histograms.items():
                 self._histograms.setdefault(name, new_histogram()).decode_and_add(encoded)
                 if name != WAITING:
@@ -356,16 +294,16 @@ class _Listener:
                 by_operation[name] += ended[0] + ended[1]
         any_ended = all_of_it.get_total_count() > 0
         return Second(
-            at_s=round(min(tick.at_s for tick in second.ticks), 3),
-            seconds=max(tick.seconds for tick in second.ticks),
+            at_s=round(min(tick.at_s for tick in ticks), 3),
+            seconds=max(tick.seconds for tick in ticks),
             outcomes=dict(zip(_OUTCOMES, outcomes, strict=True)),
             by_operation=dict(by_operation),
             p50_ms=all_of_it.get_value_at_percentile(50) / 1000 if any_ended else None,
             p99_ms=all_of_it.get_value_at_percentile(99) / 1000 if any_ended else None,
             max_ms=all_of_it.get_max_value() / 1000 if any_ended else None,
-            in_flight=sum(tick.in_flight for tick in second.ticks),
-            dropped=sum(tick.dropped for tick in second.ticks),
-            harness_cpu=[tick.cpu_s / tick.seconds for tick in second.ticks if tick.seconds],
+            in_flight=sum(tick.in_flight for tick in ticks),
+            dropped=sum(tick.dropped for tick in ticks),
+            harness_cpu=[tick.cpu_s / tick.seconds for tick in ticks if tick.seconds],
             server_cpu=second.server_cpu,
             machine_cpu=second.machine_cpu,
         )
@@ -412,13 +350,17 @@ class _Listener:
         knows_server = any(one.server_cpu is not None for one in during)
         width = len(str(plan.slots - 1))
         rate = answered / measured_s if measured_s else 0.0
-        whole = [one.harness_cpu for one in during if len(one.harness_cpu) == options.processes]
-        harness_cpu = [sum(shares) / len(shares) for shares in zip(*whole, strict=True)]
+        whole = [one for one in during if len(one.harness_cpu) == options.processes]
+        time_s = sum(one.seconds for one in whole)
+        harness_cpu = [
+            sum(one.harness_cpu[process] * one.seconds for one in whole) / time_s
+            for process in range(options.processes if time_s else 0)
+        ]
         server_cpu = server_cpu_s / measured_s if knows_server and measured_s else None
         known = [one.machine_cpu for one in during if one.machine_cpu is not None]
         machine_cpu = sum(known) / len(known) if known else None
         dropped = sum(second.dropped for second in self._shown)
-        machine = _machine()
+        here = machine()
         target = TargetFacts(
             kind=where.kind,
             address="a private server, fsync every second" if where.kind == "embedded" else where.address,
@@ -435,7 +377,7 @@ class _Listener:
             measured_s=measured_s,
             options=options.facts()
             | {"callers": plan.at_a_time if options.rate is None else None, "slots": plan.slots},
-            machine=machine,
+            machine=here,
             versions=_versions(finals),
             target=target,
             operations=operations,
@@ -459,7 +401,7 @@ class _Listener:
             batches=[BatchSize(operations=size, batches=count) for size, count in sorted(batches.items())],
             invariants=[*verdicts.holders(evidence), *plan.scenario.judge(evidence)],
             limits=words.limits(options, operations, rate, dropped, failures.total()),
-            bottleneck=words.bottleneck(options, target, machine, harness_cpu, server_cpu, machine_cpu),
+            bottleneck=words.bottleneck(options, target, here, harness_cpu, server_cpu, machine_cpu),
             conclusion=[],
         )
         said = words.conclusion(run, evidence.unfinished)
@@ -476,37 +418,6 @@ class _Listener:
             for name, histogram in self._histograms.items()
         ]
         return sorted(found, key=lambda operation: -operation.latency.count)
-
-
-def _machine() -> Machine:
-    cpu = None
-    with contextlib.suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-        cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), None)
-    memory = None
-    with contextlib.suppress(OSError, ValueError):
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS
-        cores = os.cpu_count() or 1
-    return Machine(
-        system=f"{platform.system()} {platform.machine()}",
-        cpu=cpu or platform.processor() or None,
-        cores=cores,
-        memory_bytes=memory,
-    )
-
-
-def _machine_times() -> tuple[float, float]:
-    """What the cores of this machine did since it started: busy, and in all; zeros where that can't be told."""
-    with contextlib.suppress(OSError, ValueError):
-        user, nice, system, idle, waiting, *rest = map(
-            float, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        )
-        busy = user + nice + system + sum(rest)
-        return busy, busy + idle + waiting
-    return 0.0, 0.0
 
 
 def _versions(finals: Sequence[Final]) -> dict[str, str]:

@@ -28,6 +28,7 @@ class Progress:
     def __init__(self, console: Console, options: Options) -> None:
         self._console, self._options = console, options
         self._seconds: deque[Second] = deque(maxlen=_SHOWN_SECONDS)
+        self._dropped = 0
         self._live = Live(console=console, transient=True, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> Self:
@@ -51,6 +52,7 @@ class Progress:
     def second(self, second: Second) -> None:
         """A second of the run is over."""
         self._seconds.append(second)
+        self._dropped += second.dropped
         if self._live is not None:
             self._live.update(self._picture(second), refresh=True)
         else:
@@ -73,7 +75,7 @@ class Progress:
         figures.add_row("harness CPU", _share(max(second.harness_cpu, default=None)))
         figures.add_row("under way", f"{second.in_flight:,}")
         if self._options.rate is not None:
-            figures.add_row("dropped", f"{sum(one.dropped for one in self._seconds):,}")
+            figures.add_row("dropped", f"{self._dropped:,}")
         return Group(head, Text(), figures)
 
 
