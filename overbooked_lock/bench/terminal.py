@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +16,7 @@ from rich.text import Text
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import Latency, Run, Second
 from overbooked_lock.bench.scenarios import SCENARIOS
+from overbooked_lock.bench.verdicts import Verdict
 from overbooked_lock.bench.words import ms
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -152,8 +153,8 @@ def show(console: Console, run: Run) -> None:
             ("this machine", _share(run.machine_cpu), f"of its {run.machine.cores} cores"),
         ],
     )
-    _section(console, "MUST HOLD", [(one.name, _HOLDS[one.holds], one.said) for one in run.invariants])
-    _section(console, "LIMITS", [(one.name, _MET[one.holds], one.said) for one in run.limits])
+    _verdicts(console, "MUST HOLD", _HOLDS, run.invariants)
+    _verdicts(console, "LIMITS", _MET, run.limits)
     console.print()
     for sentence in run.conclusion:
         console.print(sentence, style="bold", soft_wrap=True)
@@ -194,8 +195,18 @@ def _times(latency: Latency) -> Iterator[str]:
     return map(ms, (latency.p50_ms, latency.p99_ms, latency.p999_ms, latency.max_ms))
 
 
-_HOLDS = {True: "[green]holds[/green]", False: "[bold red]BROKEN[/bold red]", None: "[yellow]unknown[/yellow]"}
-_MET = {True: "[green]met[/green]", False: "[bold red]MISSED[/bold red]", None: "[yellow]unknown[/yellow]"}
+_HOLDS = {True: ("holds", "green"), False: ("BROKEN", "bold red"), None: ("unknown", "yellow")}
+_MET = {True: ("met", "green"), False: ("MISSED", "bold red"), None: ("unknown", "yellow")}
+
+
+def _verdicts(
+    console: Console, title: str, words: Mapping[bool | None, tuple[str, str]], verdicts: Sequence[Verdict]
+) -> None:
+    console.print()
+    console.print(title, style="bold")
+    for verdict in verdicts:
+        word, style = words[verdict.holds]
+        console.print(Text.assemble((f"{word:<8}", style), f"{verdict.name}: {verdict.said}"), soft_wrap=True)
 
 
 def _section(console: Console, title: str, rows: Sequence[Sequence[str]]) -> None:
@@ -203,7 +214,7 @@ def _section(console: Console, title: str, rows: Sequence[Sequence[str]]) -> Non
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
-    table.add_column(justify="right" if title in ("COUNTED", "FAILED", "CPU") else "left", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     console.print()
