@@ -333,7 +333,6 @@ class _Listener:
             spans["handover"] = handovers = new_histogram()
             for seconds in passed_on.handovers_s:
                 handovers.record_value(max(1, int(seconds * 1e6)))
-        operations = self._operations()
         evidence = Evidence(
             grants=len(grants) + grants.unkept,
             unkept=grants.unkept,
@@ -345,6 +344,7 @@ class _Listener:
         )
         during = [one for one in self._shown if one.at_s < options.duration.total_seconds() - 0.001]
         measured_s = sum(second.seconds for second in during)
+        operations = self._operations(during, measured_s)
         answered = sum(second.outcomes["done"] + second.outcomes["refused"] for second in during)
         server_cpu_s = sum(one.server_cpu * one.seconds for one in during if one.server_cpu is not None)
         knows_server = any(one.server_cpu is not None for one in during)
@@ -400,18 +400,19 @@ class _Listener:
             contention=contention_of([f"slot {at:0{width}}" for at in range(plan.slots)], attempts, wins),
             batches=[BatchSize(operations=size, batches=count) for size, count in sorted(batches.items())],
             invariants=[*verdicts.holders(evidence), *plan.scenario.judge(evidence)],
-            limits=words.limits(options, operations, rate, dropped, failures.total()),
+            limits=words.limits(options, operations, rate, dropped, failures.total(), evidence.unfinished),
             bottleneck=words.bottleneck(options, target, here, harness_cpu, server_cpu, machine_cpu),
             conclusion=[],
         )
         said = words.conclusion(run, evidence.unfinished)
         return run.model_copy(update={"conclusion": [*said, left] if left else said})
 
-    def _operations(self) -> list[Operation]:
+    def _operations(self, during: Sequence[Second], measured_s: float) -> list[Operation]:
         found = [
             Operation(
                 name=name,
                 waits=name == WAITING,
+                rate=sum(second.by_operation.get(name, 0) for second in during) / (measured_s or 1),
                 latency=Latency.of(histogram),
                 **dict(zip(_OUTCOMES, self._outcomes[name], strict=True)),
             )

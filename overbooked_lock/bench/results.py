@@ -95,11 +95,13 @@ class Operation(_Fact):
     """What callers asked the target for, by its name: ``lock``, ``unlock``, ``book``, ``lock_many`` …
 
     Every attempt counts in ``latency``, whatever came of it. In an open loop the first one of an arrival is timed from
-    when the arrival was due. ``waits``: the latency holds the wait for a slot, so no limit is put on it.
+    when the arrival was due. ``rate``: answered a second, within the time of the load. ``waits``: the latency holds the
+    wait for a slot, so no limit is put on it.
     """
 
     name: str
     waits: bool
+    rate: float
     latency: Latency
     done: int
     refused: int

@@ -183,8 +183,7 @@ def _operations(run: Run) -> Table:
         table.add_column(head, justify="right", no_wrap=True)
     for one in run.operations:
         counts = [one.done, one.refused, *([one.failed] if failed else [])]
-        rate = one.answered / run.measured_s if run.measured_s else 0.0
-        table.add_row(one.name, f"{rate:,.0f}", *(f"{count:,}" for count in counts), *_times(one.latency))
+        table.add_row(one.name, f"{one.rate:,.0f}", *(f"{count:,}" for count in counts), *_times(one.latency))
     for span in run.spans:
         blank = [""] * (2 if failed else 1)
         table.add_row(span.name, "", f"{span.latency.count:,}", *blank, *_times(span.latency))

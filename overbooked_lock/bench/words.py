@@ -16,10 +16,11 @@ ALL_BUSY = 0.85
 
 
 def limits(
-    options: Options, operations: Sequence[Operation], rate: float, dropped: int, failures: int
+    options: Options, operations: Sequence[Operation], rate: float, dropped: int, failures: int, unfinished: int
 ) -> list[Verdict]:
     """What the user asked for, and what everybody does: that all arrivals are served and answered."""
-    found = [Verdict("every operation is answered", failures == 0, f"{failures:,} operations failed")]
+    said = f"{failures:,} operations failed" + (f", {unfinished:,} visits were cut off" if unfinished else "")
+    found = [Verdict("every operation is answered", not failures + unfinished, said)]
     if options.rate is not None:
         found.append(Verdict("no arrival is dropped", dropped == 0, f"{dropped:,} arrivals were dropped"))
     if options.max_p99 is not None:
@@ -122,9 +123,14 @@ def conclusion(run: Run, unfinished: int) -> list[str]:
     if broken:
         said.append(f"BROKEN: {'; '.join(verdict.name for verdict in broken)}. This must never be: see above.")
     elif open_ones:
-        said.append(f"Can't be told: {'; '.join(verdict.name for verdict in open_ones)}, since operations failed.")
+        said.append(
+            f"Can't be told: {'; '.join(verdict.name for verdict in open_ones)}, since operations have no answer."
+        )
     else:
         said.append("All that must hold under any load did hold.")
+    missed = [verdict.name for verdict in run.limits if verdict.holds is False]
+    if missed:
+        said.append(f"Missed: {'; '.join(missed)}.")
     failed = sum(run.failures.values())
     if failed:
         said.append(f"{failed:,} operations failed: they got an error, or no answer in time.")

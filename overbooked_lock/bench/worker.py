@@ -247,13 +247,14 @@ class _Worker:
             await scenario.visit(caller)
             self._in_flight -= 1
 
+        # All who are due by now have come, in one go: more than there is room for are dropped, however late we are.
+        now = clock()
         for number, due in schedule(self._options, job.process, start, end):
-            late = clock() - due
-            if late < 0:
-                await asyncio.sleep(-late)
-                late = clock() - due
+            if due > now:
+                await asyncio.sleep(max(0.0, due - clock()))
+                now = clock()
             self._arrivals += 1
-            self._lateness.record_value(max(1, int(late * 1e6)))
+            self._lateness.record_value(max(1, int((clock() - due) * 1e6)))
             if self._in_flight >= most:
                 self._dropped += 1
                 continue

@@ -82,6 +82,7 @@ def test_a_pipeline_reads_json_and_the_exit_code(lock_server: EmbeddedServer) ->
     assert found.target.address == lock_server.url
     assert found.target.kind == "redis"
     assert [limit.name for limit in found.limits if not limit.holds] == ["at least 100,000,000 operations/s"]
+    assert "Missed: at least 100,000,000 operations/s." in found.conclusion
     assert "secret" not in done.stdout + done.stderr
 
 

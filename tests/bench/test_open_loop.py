@@ -131,3 +131,12 @@ def test_arrivals_beyond_the_backlog_are_dropped_and_counted(
     assert found.arrivals == lock_of(found).latency.count + found.dropped
     assert not found.passed
     assert any("dropped" in sentence for sentence in found.conclusion)
+
+
+def test_a_rate_that_the_harness_cannot_give_is_dropped_as_well(play: Callable[..., Run]) -> None:
+    """Those who came and could not even begin count for the backlog: the run ends in time, and says what it lacks."""
+    found = play("hotspot", rate=1_000_000, arrivals="constant", duration=DURATION / 2, backlog=100)
+    assert found.arrivals is not None
+    assert found.arrivals == lock_of(found).latency.count + found.dropped
+    assert found.dropped > found.arrivals / 2
+    assert not found.passed

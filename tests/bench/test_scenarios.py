@@ -54,6 +54,7 @@ def test_the_figures_agree_with_each_other(found: Run) -> None:
     everything = sum(operation.latency.count for operation in found.operations)
     assert sum(sum(second.outcomes.values()) for second in found.seconds) == everything
     assert sum(sum(second.by_operation.values()) for second in found.seconds) == everything
+    assert sum(operation.rate for operation in found.operations) == pytest.approx(found.rate)
     assert sum(batch.operations * batch.batches for batch in found.batches) >= everything
     assert len(found.harness_cpu) == 2
     assert found.server_cpu is not None

@@ -116,7 +116,7 @@ def operation(name: str, p99_ms: float, *, waits: bool = False) -> Operation:
     """One whose every latency is this."""
     histogram = new_histogram()
     histogram.record_value(int(p99_ms * 1000))
-    return Operation(name=name, waits=waits, latency=Latency.of(histogram), done=1, refused=0, failed=0)
+    return Operation(name=name, waits=waits, rate=1.0, latency=Latency.of(histogram), done=1, refused=0, failed=0)
 
 
 @pytest.mark.parametrize(
@@ -135,8 +135,15 @@ def test_limits(options: dict[str, float], rate: float, dropped: int, failures: 
     """Each operation has to keep the limit; one that waits for a slot has none."""
     asked = Options(scenario="mixed", **options)  # type: ignore[arg-type]  # each its own
     operations = [operation("lock", 2.0), operation("unlock", 5.0), operation("lock (waiting)", 900.0, waits=True)]
-    found = limits(asked, operations, rate, dropped, failures)
+    found = limits(asked, operations, rate, dropped, failures, unfinished=0)
     assert [verdict.name for verdict in found if verdict.holds is False] == missed
+
+
+def test_a_visit_that_was_cut_off_has_no_answer() -> None:
+    """It counts as an operation that failed does."""
+    [answered] = limits(Options(scenario="mixed"), [operation("lock", 2.0)], 100, 0, 0, unfinished=1)
+    assert answered.holds is False
+    assert "1 visits were cut off" in answered.said
 
 
 @pytest.mark.parametrize(
