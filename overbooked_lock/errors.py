@@ -113,11 +113,14 @@ class SlotLocked(SlotError):
     message = "slot {!r} is already locked"
 
     def __init__(self, slot_id: str, locked_until: datetime, retry_after: timedelta, *, code: str = "E045") -> None:
-        super().__init__(slot_id)
-        self.args = (f"{self.args[0]} until {locked_until.isoformat(timespec='milliseconds')}",)
+        # The rush for a slot ends in many of these: what they say is put in words when somebody reads it.
+        self.slot_id = slot_id
         self.code = code
         self.locked_until = locked_until
         self.retry_after = retry_after
+
+    def __str__(self) -> str:
+        return f"{self.message.format(self.slot_id)} until {self.locked_until.isoformat(timespec='milliseconds')}"
 
 
 class TooManyLocks(SlotError):
