@@ -13,6 +13,7 @@ local FIRST_KEY, HEAD, STRIDE = 7, 5, 5
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: entries

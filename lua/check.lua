@@ -10,6 +10,7 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 3
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 
 local reply = {now_us}

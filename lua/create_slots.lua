@@ -11,6 +11,7 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 10
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: record
@@ -24,7 +25,7 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 10
 -- Both indexes must be what they should be before the first record is written.
 redis.call('ZCARD', starts)
 redis.call('ZCARD', resources)
-redis.call('XLEN', events)
+redis.call('XLEN', KEYS[3])
 
 local function same(a, b)
   for _, field in ipairs({'lockable', 'status', 'capacity', 'start_date', 'end_date', 'resource_id', 'metadata'}) do

@@ -11,6 +11,7 @@ local HEAD, STRIDE, TARGET = 4, 1, nil
 -- include: booked
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: counters
 

@@ -10,6 +10,7 @@ local FIRST_KEY, HEAD, STRIDE = 9, 4, 1
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: record
 -- include: entries

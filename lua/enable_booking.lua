@@ -13,6 +13,7 @@ local HEAD, STRIDE, TARGET = 4, 2, nil
 -- include: booked
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: counters

@@ -12,7 +12,6 @@ local FAIR, MAKES = false, false
 -- include: clock
 -- include: slots
 -- include: state
--- include: sign
 -- include: events
 -- include: availability
 -- include: grant

@@ -9,6 +9,7 @@ local FIRST_KEY, HEAD, STRIDE = 4, 0, 2
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: sign

@@ -17,8 +17,6 @@ local FAIR, MAKES = false, true
 -- include: clock
 -- include: slots
 -- include: state
--- include: sign
 -- include: events
 -- include: availability
--- include: quota
 -- include: grant

@@ -13,8 +13,6 @@ local FAIR, MAKES = true, true
 -- include: clock
 -- include: slots
 -- include: state
--- include: sign
 -- include: events
 -- include: availability
--- include: quota
 -- include: grant

@@ -14,6 +14,7 @@ local HEAD, STRIDE, TARGET = 4, 3, 2
 -- include: booked
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: counters

@@ -10,42 +10,44 @@ local FIRST_KEY, HEAD, STRIDE = 4, 1, 3
 -- include: clock
 -- include: slots
 -- include: state
--- include: sign
 -- include: events
 -- include: availability
--- What is needed where somebody waits, or where a lock stays. The hot path makes do without: to make functions costs it
--- more than to run.
-local made
-local function seldom()
-  if not made then
-    -- include: locks
-    -- include: queue
-    -- include: turns
-    -- include: due
-    made = {hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
-  end
-  return made
-end
-
+-- include: claim
+-- include: sign
 local force = ARGV[1] == 'force'
+
+-- Mostly each lock is its caller's, and nobody waits. Then nothing of `more` is needed; to make its functions would cost such a call
+-- as much as all else it does.
+local plain = true
+for i = 1, count do
+  local at, had = HEAD + (i - 1) * STRIDE, tokens[i + 1]
+  plain = plain and first[i] == i and values[2 * i - 1] == ARGV[at + 2]
+    and (ARGV[at + 3] == '' or ARGV[at + 3] == had) and not is_waited_for(had)
+end
+local more
+if not plain then
+  -- include: locks
+  -- include: queue
+  -- include: turns
+  -- include: due
+  more = {hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
+end
 
 local reply, names_removed, removed = {now_us}, {}, {}
 for i = 1, count do
-  local lock_key, at, row = argument(i, 2), first[i], #reply
-  local tag, record, token = claim_on(i, lock_key, argument(i, 3)), values[2 * at], tokens[at + 1]
-  if tag == 'yours' or force and values[2 * at - 1] then
-    tag = 'unlocked'
-    tell('unlocked', ids[i], record, 0, tonumber(token))
+  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], #reply
+  local lock_key, key, record, had = ARGV[argument_at + 2], values[2 * at - 1], values[2 * at], tokens[at + 1]
+  local tag, until_ms = claim(key, had, lock_key, ARGV[argument_at + 3]), 0
+  if tag == 'yours' or force and key then
+    tag, key = 'unlocked', nil
+    tell('unlocked', ids[i], record, 0, tonumber(had))
     names_removed[#names_removed + 1], removed[#removed + 1] = names[2 * i - 1], ids[i]
-    if is_waited_for(token) then
-      seldom().pass(i, seldom().hand_over(ids[i], names[2 * i - 1], record, tonumber(token)))
-    else
-      values[2 * at - 1], tokens[at + 1] = false, false
+    if more then
+      more.pass(i, is_waited_for(had) and more.hand_over(ids[i], names[2 * i - 1], record, tonumber(had)))
     end
   end
-  local key, until_ms
-  if values[2 * at - 1] or tokens[at + 1] then
-    key, until_ms = seldom().lock_in_the_way(i)
+  if more then
+    key, until_ms = more.lock_in_the_way(i)
   end
   reply[row + 1], reply[row + 2], reply[row + 3] = tag, record, until_ms or 0
   reply[row + 4] = obstacle(record, key, lock_key) and 0 or 1
@@ -57,8 +59,8 @@ if #removed > 0 then
   publish()
   redis.call('HDEL', locks, unpack(removed))
   redis.call('DEL', unpack(names_removed))
-  if made then
-    made.write_lines()
+  if more then
+    more.write_lines()
   end
 end
 return reply

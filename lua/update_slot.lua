@@ -12,6 +12,7 @@ local FIRST_KEY, HEAD, STRIDE = 6, 0, 9
 -- include: slots
 -- include: events
 -- include: state
+-- include: claim
 -- include: locks
 -- include: availability
 -- include: record
@@ -27,7 +28,7 @@ local FIELDS_GIVEN = {
 
 redis.call('ZCARD', starts)
 redis.call('ZCARD', resources)
-redis.call('XLEN', events)
+redis.call('XLEN', KEYS[3])
 
 local function update(i, record)
   local old, new = read_record(record), read_record(record)

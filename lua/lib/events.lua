@@ -2,7 +2,7 @@
 -- whatever the number of slots. Their text has a line for each event: kind, slot_id, resource_id, locked_until in ms
 -- and fencing token, with tabs between; no id has control characters. What is told first happened first.
 -- A slot that is handed to the first in line has its ticket, too, so that nobody else wakes.
-local events, told = KEYS[3], {}
+local told = {}
 local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
@@ -14,7 +14,7 @@ end
 local function publish()
   if #told > 0 then
     local text = table.concat(told, '\n')
-    local entry = redis.call('XADD', events, 'MAXLEN', '~', EVENTS_KEPT, '*', 'events', text)
-    redis.call('PUBLISH', events, entry .. '\n' .. text)
+    local entry = redis.call('XADD', KEYS[3], 'MAXLEN', '~', EVENTS_KEPT, '*', 'events', text)
+    redis.call('PUBLISH', KEYS[3], entry .. '\n' .. text)
   end
 end

@@ -1,32 +1,39 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
--- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line. Straight on, almost without
--- functions of its own: this is the hot path, and to make a function costs it more than to run one.
+-- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line.
 local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 
--- What is needed where a slot is taken or waited for, or where its lock ended by its date.
-local made
-local function seldom()
-  if not made then
-    -- include: naming
-    -- include: locks
-    -- include: queue
-    -- include: turns
-    -- include: join
-    -- include: lapsed
-    made = {
-      end_of = end_of, lapse = lapse, lapsed_locks = lapsed_locks, forget = forget,
-      next_in_line = next_in_line, leave_line = leave_line, join = join, write_lines = write_lines,
-    }
-  end
-  return made
+-- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
+-- Nothing waits for it: a lock is live as long as its key is.
+local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, 2 * count)
+
+-- Mostly all slots are free, and nothing ended, waits or is limited. Then nothing of `more` is needed; to make its functions
+-- would cost such a call as much as all else it does.
+local plain, seen = #ended == 0 and MAKES and not FAIR, 0
+for i = 1, count do
+  local key, record = values[2 * i - 1], values[2 * i]
+  plain = plain and not key and not tokens[i + 1] and first[i] == i and ARGV[HEAD + (i - 1) * STRIDE + 4] == ''
+  seen = seen + (key and 1 or 0) + (record and 1 or 0)
+end
+local more
+if not plain then
+  -- include: naming
+  -- include: claim
+  -- include: locks
+  -- include: sign
+  -- include: queue
+  -- include: turns
+  -- include: join
+  -- include: lapsed
+  -- include: quota
+  more = {
+    claim_on = claim_on, end_of = end_of, is_waited_for = is_waited_for, next_in_line = next_in_line,
+    leave_line = leave_line, join = join, write_lines = write_lines, lapse = lapse, lapsed_locks = lapsed_locks,
+    forget = forget, new_quotas = new_quotas,
+  }
 end
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
 -- anything is written; each is looked at only when the counts differ.
-local seen = 0
-for at = 1, 2 * count do
-  seen = values[at] and seen + 1 or seen
-end
 local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 
 local reply, refused, quotas = {now_us}, false, nil
@@ -62,13 +69,13 @@ for i = 1, count do
   end
   if not tag then
     if key then
-      tag = claim_on(i, lock_key, token)
+      tag = more.claim_on(i, lock_key, token)
     else
       tag = MAKES and 'locked' or 'gone'
     end
-    if MAKES and tag ~= 'taken' and is_waited_for(had) then
+    if MAKES and had and tag ~= 'taken' and more.is_waited_for(had) then
       -- The slot was given to the first in line, who comes for it here; or it is theirs now that the lock has lapsed.
-      local head = seldom().next_in_line(id, names[2 * i - 1])
+      local head = more.next_in_line(id, names[2 * i - 1])
       if not key and head and head.key ~= lock_key then
         tag, free_at = 'taken', head.until_ms
       elseif head and (not key or head.token == tonumber(had)) then
@@ -76,7 +83,7 @@ for i = 1, count do
       end
     end
     if quota ~= '' then  -- never in `extend`, which does not have what counts
-      quotas = quotas or new_quotas()
+      quotas = quotas or more.new_quotas()
       local first_end
       tag, first_end = quotas.count_in(quota, tag, until_ms)
       free_at = first_end or free_at
@@ -87,13 +94,13 @@ for i = 1, count do
     if key then
       prolonged[#prolonged + 1] = i
     elseif had then
-      seldom().lapse(i)
+      more.lapse(i)
     end
     if tag == 'locked' then
       granted[#granted + 1] = i
     end
     if turn then
-      seldom().leave_line(id, names[2 * i - 1], turn.ticket)
+      more.leave_line(id, names[2 * i - 1], turn.ticket)
     end
     local fencing_token = key and tonumber(had)
     if not fencing_token then
@@ -101,12 +108,12 @@ for i = 1, count do
       last_token = math.max(last_token + 1, now_us)
       fencing_token = last_token
     end
-    local before_ms = tag == 'yours' and seldom().end_of(i)
+    local before_ms = tag == 'yours' and more.end_of(i)
     until_ms = math.max(before_ms or 0, until_ms)
     if until_ms ~= before_ms then
       tell(key and 'extended' or 'locked', id, record, until_ms, fencing_token)
     end
-    local in_line = turn or key and is_waited_for(had)
+    local in_line = turn or key and more.is_waited_for(had)
     local kept = in_line and string.format('+%.0f', fencing_token) or fencing_token
     values[2 * at - 1], tokens[at + 1], ends[at] = lock_key, kept, until_ms
     fields[#fields + 1], fields[#fields + 2] = id, kept
@@ -121,11 +128,11 @@ for i = 1, count do
         last_token = math.max(last_token + 1, now_us)
         tokens[at + 1] = last_token
         fields[#fields + 1], fields[#fields + 2] = id, last_token
-        dates[#dates + 1], dates[#dates + 2] = seldom().end_of(i), id
+        dates[#dates + 1], dates[#dates + 2] = more.end_of(i), id
       end
     end
     reply[row + 1], reply[row + 2] = tag, false
-    reply[row + 3], reply[row + 4] = free_at or tag == 'taken' and seldom().end_of(i) or 0, 0
+    reply[row + 3], reply[row + 4] = free_at or tag == 'taken' and more.end_of(i) or 0, 0
   end
 end
 
@@ -142,13 +149,10 @@ if refused and mode == 'all' then
 end
 
 if #dates > 0 then
-  -- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
-  -- Nothing waits for it: a lock is live as long as its key is.
-  local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, 2 * count)
-  local gone = #ended > 0 and seldom().lapsed_locks(ended)
+  local gone = #ended > 0 and more.lapsed_locks(ended)
   publish()  -- the first to be written: it may find something else in its place
   if gone then
-    seldom().forget(gone)
+    more.forget(gone)
   end
 
   -- redis.call writes a number in full; only tostring and .. would round a token.
@@ -165,11 +169,11 @@ if #dates > 0 then
     quotas.write(granted)
   end
 end
-if made then
-  made.write_lines()
+if more then
+  more.write_lines()
 end
 if FAIR then
-  for _, i in ipairs(seldom().join(joining)) do
+  for _, i in ipairs(more.join(joining)) do
     reply[4 * i - 2] = 'corrupt'
   end
 end

@@ -1,4 +1,8 @@
--- What is asked of a slot's lock and record, by the slot's number in the call.
+-- What is asked of a slot, by its number in the call.
+local function argument(i, position)
+  return ARGV[HEAD + (i - 1) * STRIDE + position]
+end
+
 local function lock_name(i)
   return names[2 * i - 1]
 end
@@ -22,6 +26,10 @@ end
 
 local function token_of(i)
   return tonumber(tokens[first[i] + 1])
+end
+
+local function claim_on(i, lock_key, token)
+  return claim(key_of(i), tokens[first[i] + 1], lock_key, token)
 end
 
 local function read_ends()

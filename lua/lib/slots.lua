@@ -11,7 +11,3 @@ do
     ids[i], first[i], places[id] = id, place, place
   end
 end
-
-local function argument(i, position)
-  return ARGV[HEAD + (i - 1) * STRIDE + position]
-end

@@ -8,16 +8,3 @@ local tokens = redis.call('HMGET', locks, '', unpack(ids))
 local last_token = tonumber(tokens[1]) or 0
 local ends, ends_are_read = {}, false
 local lapsed = {}  -- the slots whose lock ended by its date, and that were told of it here
-
--- What a caller with this lock_key, and this fencing token if it gives one, has to do with the lock of slot i. A token
--- that differs names an earlier lock of the same key: that one is gone.
-local function claim_on(i, lock_key, token)
-  local at = first[i]
-  local key = values[2 * at - 1]
-  if not key then
-    return 'gone'
-  elseif key ~= lock_key then
-    return 'taken'
-  end
-  return (token == '' or tonumber(token) == tonumber(tokens[at + 1])) and 'yours' or 'gone'
-end
