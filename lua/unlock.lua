@@ -16,8 +16,8 @@ local FIRST_KEY, HEAD, STRIDE = 4, 1, 3
 -- include: sign
 local force = ARGV[1] == 'force'
 
--- Mostly each lock is its caller's, and nobody waits. Then nothing of `more` is needed; to make its functions would cost such a call
--- as much as all else it does.
+-- Mostly each lock is its caller's, and nobody waits. Then nothing of `more` is needed; to make its functions would cost
+-- such a call as much as all else it does.
 local plain = true
 for i = 1, count do
   local at, had = HEAD + (i - 1) * STRIDE, tokens[i + 1]

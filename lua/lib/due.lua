@@ -1,5 +1,5 @@
--- Who has slot i, its lock_key, and until when; nil if nobody has. Where a lock ended by its date and nobody told yet, it is the
--- first in line, who is about to get the slot.
+-- The lock_key that has slot i, and until when; nil if none has. Where a lock ended by its date and nobody told yet, it
+-- is that of the first in line, who is about to get the slot.
 local function lock_in_the_way(i)
   local key = key_of(i)
   if key then

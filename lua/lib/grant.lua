@@ -6,8 +6,8 @@ local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
 -- Nothing waits for it: a lock is live as long as its key is.
 local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORES', 'LIMIT', 0, 2 * count)
 
--- Mostly all slots are free, and nothing ended, waits or is limited. Then nothing of `more` is needed; to make its functions
--- would cost such a call as much as all else it does.
+-- Mostly all slots are free, and nothing ended, waits or is limited. Then nothing of `more` is needed; to make its
+-- functions would cost such a call as much as all else it does.
 local plain, seen = #ended == 0 and MAKES and not FAIR, 0
 for i = 1, count do
   local key, record = values[2 * i - 1], values[2 * i]

@@ -1,7 +1,7 @@
--- Takes what ZRANGEBYSCORE found in `expiry` that ended by its date, slots and dates, the one that ended first at the head.
--- Those that were not told of yet are told of here, and all are returned to be forgotten; that is the only place where a
--- lock's end by its date is seen, but for `lapse`, so each is told once. Where somebody waits in line, the slot is theirs
--- next.
+-- Takes what ZRANGEBYSCORE found in `expiry` that ended by its date, slots and dates, the one that ended first at the
+-- head. Those that were not told of yet are told of here, and all are returned to be forgotten; that is the only place
+-- where a lock's end by its date is seen, but for `lapse`, so each is told once. Where somebody waits in line, the slot is
+-- theirs next.
 local function lapsed_locks(found)
   local gone, lock_names, record_names = {}, {}, {}
   for at = 1, #found, 2 do
