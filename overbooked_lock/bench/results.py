@@ -293,6 +293,15 @@ class Run(_Fact):
     conclusion: list[str]
 
     @property
+    def latency(self) -> Latency | None:
+        """Of all operations together, but those that wait for a slot; None if there is none."""
+        together = new_histogram()
+        for one in self.operations:
+            if not one.waits:
+                together.decode_and_add(one.latency.histogram)
+        return Latency.of(together) if together.get_total_count() else None
+
+    @property
     def passed(self) -> bool:
         """No invariant is broken and no limit missed: what ``--check`` asks."""
         return all(verdict.holds is not False for verdict in [*self.invariants, *self.limits])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import Bottleneck, Machine, Operation, Run, TargetFacts
+from overbooked_lock.bench.scenarios import SCENARIOS
 from overbooked_lock.bench.verdicts import Verdict
 
 BUSY = 0.9
@@ -99,6 +100,55 @@ def bottleneck(
             else "Callers think, or wait for their answers: more --callers show how much it bears."
         ),
     )
+
+
+def verdict(run: Run) -> tuple[bool | None, list[str]]:
+    """Whether all is well, as far as that can be told, and why in a few sentences, the most important one first."""
+    found = [*run.invariants, *run.limits]
+    holds = False if not run.passed else None if any(one.holds is None for one in found) else True
+    return holds, [*_promises(run), *_speed(run)]
+
+
+def _promises(run: Run) -> Iterator[str]:
+    broken, unsure = ([one.name for one in run.invariants if one.holds is wanted] for wanted in (False, None))
+    if broken:
+        yield f"What must never be has happened: BROKEN: {'; '.join(broken)}."
+    elif unsure:
+        yield f"Whether all that must hold did hold can't be told: {'; '.join(unsure)}."
+    elif run.scenario == "onsale":
+        sold, slots = run.counts["sold"], run.contention.slots
+        seats = f"All {slots:,} seats were sold" if sold == slots else f"{sold:,} of {slots:,} seats were sold"
+        yield f"{seats}, each of them once; nobody was sold a seat that another had."
+    else:
+        yield f"All that must hold did hold: {'; '.join(one.name for one in run.invariants)}."
+    missed = [one.said for one in run.limits if one.holds is False]
+    if missed:
+        yield f"But a limit was missed: {'; '.join(missed)}."
+
+
+def _speed(run: Run) -> Iterator[str]:
+    if latency := run.latency:
+        kind = " that did not have to wait for a slot" if any(one.waits for one in run.operations) else ""
+        yield (
+            f"Half of the requests{kind} were answered within {ms(latency.p50_ms)}, 99 in 100 within "
+            f"{ms(latency.p99_ms)}."
+        )
+    if run.server_cpu is not None:
+        yield f"The Redis server was busy to {run.server_cpu:.0%}."
+
+
+def load(run: Run) -> str:
+    """How load was given, in a few words."""
+    if run.arrivals is not None:
+        return f"{run.options['rate']:,.0f} arrivals a second ({run.options['arrivals']})"
+    return f"{run.options['callers']:,} callers"
+
+
+def counted(run: Run) -> Iterator[tuple[str, str, str]]:
+    """What the scenario counted: its name, how many, and what that means."""
+    meanings = {**SCENARIOS[run.scenario].counted, "double_bookings": "seats sold twice, counted again in the store"}
+    for name, count in run.counts.items():
+        yield name.replace("_", " "), f"{count:,}", meanings[name]
 
 
 def conclusion(run: Run, unfinished: int) -> list[str]:
