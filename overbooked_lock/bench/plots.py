@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from overbooked_lock.bench.results import Latency, Outcome, Run, Second
+from overbooked_lock.bench.results import OUTCOMES, Latency, Operation, Run, Second, Span
 from overbooked_lock.bench.words import ms
 
 # matplotlib wants numbers for colours, and the page has one set for light and one for dark: numbers that nobody draws
@@ -30,7 +31,7 @@ _LONGEST_LABEL = 28
 _SHORTEST_SHOWN_S = 0.2
 """A rate over less is a matter of chance."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for its names, in some versions
     "svg.fonttype": "none",  # text stays text: it is read aloud, found, and set in the page's type
     "svg.hashsalt": "overbooked-lock",  # the same run, the same page
     "text.parse_math": False,  # a dollar in a name is a dollar
@@ -126,7 +127,8 @@ def _inline(svg: str, name: str, title: str, said: str) -> str:
 
 
 def _timed(run: Run) -> list[tuple[str, Latency]]:
-    return [(one.name, one.latency) for one in (*run.operations, *run.spans) if one.latency.count]
+    timed: list[Operation | Span] = [*run.operations, *run.spans]
+    return [(one.name, one.latency) for one in timed if one.latency.count]
 
 
 def _draw_percentiles(axes: Axes, run: Run) -> str:
@@ -187,9 +189,9 @@ def _whole(run: Run) -> list[Second]:
 def _draw_throughput(axes: Axes, run: Run) -> str:
     seconds = _whole(run)
     edges = _edges(seconds)
-    outcomes: tuple[Outcome, ...] = ("done", "refused", "failed")
-    rates = {name: [second.outcomes[name] / second.seconds for second in seconds] for name in outcomes}
-    rates["dropped"] = [second.dropped / second.seconds for second in seconds]
+    rates: dict[str, list[float]] = {
+        name: [second.outcomes[name] / second.seconds for second in seconds] for name in OUTCOMES
+    } | {"dropped": [second.dropped / second.seconds for second in seconds]}
     below = [0.0] * len(edges)
     for name, values in rates.items():
         if any(values):
@@ -201,8 +203,9 @@ def _draw_throughput(axes: Axes, run: Run) -> str:
     axes.set_ylabel("operations a second")
     _time(axes, run, edges)
     _legend(axes)
-    totals = {name: sum(second.outcomes[name] for second in run.seconds) for name in outcomes}
-    totals["dropped"] = run.dropped
+    totals: dict[str, int] = {name: sum(second.outcomes[name] for second in run.seconds) for name in OUTCOMES} | {
+        "dropped": run.dropped
+    }
     return f"{run.rate:,.0f} a second on average. " + ", ".join(f"{n:,} {name}" for name, n in totals.items()) + "."
 
 
@@ -370,7 +373,8 @@ _PLOTS = (
         "throughput",
         "Throughput over time",
         "How many operations ended in each second, and how. Done: it took effect. Refused: an answer, too, another "
-        "holds the slot or it is full. Failed: an error, or no answer in time. Dropped: an arrival that was never served.",
+        "holds the slot or it is full. Failed: an error, or no answer in time. Dropped: an arrival that was never "
+        "served.",
         "The run was too short to show how it went.",
         lambda run: bool(_whole(run)),
         _draw_throughput,

@@ -11,18 +11,17 @@ from pathlib import Path
 from string import Template
 
 from overbooked_lock.bench import plots, words
-from overbooked_lock.bench.results import Latency, Outcome, Run
+from overbooked_lock.bench.results import OUTCOMES, Latency, Run
 from overbooked_lock.bench.verdicts import Verdict
 from overbooked_lock.bench.words import ms
 from overbooked_lock.errors import InvalidArgument
 
 _HOLDS = {True: ("good", "✓ holds"), False: ("bad", "✗ BROKEN"), None: ("open", "? unknown")}
 _MET = {True: ("good", "✓ met"), False: ("bad", "✗ MISSED"), None: ("open", "? unknown")}
-_OUTCOMES: tuple[Outcome, ...] = ("done", "refused", "failed")
 _SECOND_HEAD = (
     "began (s)",
     "lasted (s)",
-    *_OUTCOMES,
+    *OUTCOMES,
     "half within",
     "99%",
     "slowest",
@@ -184,7 +183,7 @@ def _raw(run: Run) -> str:
         (
             f"{one.at_s:.1f}",
             f"{one.seconds:.2f}",
-            *(f"{one.outcomes[outcome]:,}" for outcome in _OUTCOMES),
+            *(f"{one.outcomes[outcome]:,}" for outcome in OUTCOMES),
             *("" if value is None else ms(value) for value in (one.p50_ms, one.p99_ms, one.max_ms)),
             f"{one.in_flight:,}",
             f"{one.dropped:,}",

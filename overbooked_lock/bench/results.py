@@ -20,6 +20,8 @@ Outcome = Literal["done", "refused", "failed"]
 """``done``: it took effect. ``refused``: an answer, too: another holds the slot, or it is full. ``failed``: no answer
 in time, or an error."""
 
+OUTCOMES: tuple[Outcome, ...] = ("done", "refused", "failed")
+
 SHORTEST_US, LONGEST_US, DIGITS = 1, 600_000_000, 3
 
 
