@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from datetime import timedelta
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,6 +14,9 @@ from overbooked_lock.bench.options import NAMESPACE, Options
 from overbooked_lock.bench.scenarios import SCENARIOS
 from overbooked_lock.cli_options import duration
 from overbooked_lock.errors import OverbookedError
+
+if TYPE_CHECKING:
+    from overbooked_lock.bench.results import Run
 
 CHECK_FAILED = 10
 """The exit code of ``--check`` where an invariant is broken or a limit missed."""
@@ -165,13 +169,30 @@ def bench(
             rich_help_panel=_LIMITS,
         ),
     ] = False,
+    report_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--report",
+            metavar="FILE",
+            help="Write one page of HTML with plots, for people who were not there: out.html. A file that is there is "
+            "replaced.",
+            rich_help_panel=_LIMITS,
+        ),
+    ] = None,
 ) -> int:
     try:
         from rich.console import Console  # noqa: PLC0415  slow to import
 
         from overbooked_lock.bench import harness, terminal  # noqa: PLC0415  an extra
+
+        if report_to is not None:
+            from overbooked_lock.bench import report  # noqa: PLC0415  matplotlib is slow to import
+
+            report.check(report_to)
     except ModuleNotFoundError as missing:
-        raise OverbookedError('the load harness is an extra: pip install "overbooked-lock[bench]"') from missing
+        raise OverbookedError(
+            f'the load harness is an extra, and {missing.name} is missing: pip install "overbooked-lock[bench]"'
+        ) from missing
     given = {"duration": run_for, "warm_up": warm_up, "processes": processes}
     options = Options(
         scenario=scenario,
@@ -196,4 +217,16 @@ def bench(
     else:
         # What reads a pipe wants each line whole.
         terminal.show(Console(highlight=False, width=None if sys.stdout.isatty() else 200), run)
+    if report_to is not None:
+        _write_report(run, report_to)
     return CHECK_FAILED if check and not run.passed else 0
+
+
+def _write_report(run: Run, path: Path) -> None:
+    from overbooked_lock.bench import report  # noqa: PLC0415  matplotlib is slow to import
+
+    try:
+        report.write(run, path)
+    except OSError as error:
+        raise OverbookedError(f"the report could not be written: {error}") from error
+    typer.echo(f"overbooked-lock bench: the report is in {path}", err=True)

@@ -135,7 +135,7 @@ def _operations(run: Run) -> str:
     rows = [
         (
             one.name,
-            f"{one.answered / run.measured_s if run.measured_s else 0:,.0f}",
+            f"{one.rate:,.0f}",
             f"{one.done:,}",
             f"{one.refused:,}",
             f"{one.failed:,}",

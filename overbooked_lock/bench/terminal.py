@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from overbooked_lock.bench import words
 from overbooked_lock.bench.options import Options
 from overbooked_lock.bench.results import Latency, Run, Second
-from overbooked_lock.bench.scenarios import SCENARIOS
 from overbooked_lock.bench.verdicts import Verdict
 from overbooked_lock.bench.words import ms
 
@@ -135,14 +135,9 @@ def show(console: Console, run: Run) -> None:
         style="dim",
         soft_wrap=True,
     )
-    meanings = {**SCENARIOS[run.scenario].counted, "double_bookings": "seats sold twice, counted again in the store"}
     for span in run.spans:
         console.print(f"{span.name}: {span.meaning}.", style="dim", soft_wrap=True)
-    _section(
-        console,
-        "COUNTED",
-        [(name.replace("_", " "), f"{count:,}", meanings[name]) for name, count in run.counts.items()],
-    )
+    _section(console, "COUNTED", list(words.counted(run)))
     _section(console, "FAILED", [(why, f"{count:,}") for why, count in run.failures.items()])
     _section(
         console,
@@ -162,16 +157,11 @@ def show(console: Console, run: Run) -> None:
 
 def _circumstances(run: Run) -> str:
     options = run.options
-    load = (
-        f"{options['rate']:,.0f} arrivals/s ({options['arrivals']})"
-        if run.arrivals is not None
-        else f"{options['callers']:,} callers"
-    )
     versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     return (
         f"{run.target.kind}: {run.target.address}{f', {run.target.server}' if run.target.server else ''}\n"
-        f"{run.measured_s:.0f} s, {load}, slots: {options['slots']:,}, processes: {options['processes']}, seed: "
-        f"{options['seed']}\n{versions}; {run.machine.cpu or run.machine.system}, cores: {run.machine.cores}"
+        f"{run.measured_s:.0f} s, {words.load(run)}, slots: {options['slots']:,}, processes: {options['processes']}, "
+        f"seed: {options['seed']}\n{versions}; {run.machine.cpu or run.machine.system}, cores: {run.machine.cores}"
     )
 
 

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sysconfig
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ async def steal(self, slot_id, **options):
 AsyncLockEngine.lock = steal
 """
 WITHOUT_EXTRA = "import sys; sys.modules['hdrh'] = None"
+WITHOUT_PLOTS = "import sys; sys.modules['matplotlib'] = None"
 
 
 def bench(*words: str, at_start: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -103,6 +105,28 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     assert 'pip install "overbooked-lock[bench]"' in done.stderr
 
 
+def test_a_report_is_written_beside_the_answer(lock_server: EmbeddedServer, tmp_path: Path) -> None:
+    """What stdout says is the same; who reads stderr is told where the report is."""
+    there = tmp_path / "out.html"
+    there.write_text("an older one")
+    done = bench("--scenario", "hotspot", *SHORT, "--url", lock_server.url, "--json", "--report", str(there))
+    assert done.returncode == 0, done.stderr
+    assert f"the report is in {there}" in done.stderr
+    found = Run.model_validate(json.loads(done.stdout)["data"])
+    assert found.conclusion[0] in unescape(there.read_text())
+
+
+def test_only_a_report_needs_matplotlib(lock_server: EmbeddedServer, tmp_path: Path) -> None:
+    """Without it a run says so before it begins; without a report nothing misses it."""
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_PLOTS)
+    words = ("--scenario", "hotspot", *SHORT, "--url", lock_server.url)
+    done = bench(*words, "--report", str(tmp_path / "out.html"), at_start=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert 'matplotlib is missing: pip install "overbooked-lock[bench]"' in done.stderr
+    assert "registering" not in done.stderr
+    assert bench(*words, at_start=tmp_path).returncode == 0
+
+
 def test_the_help_lists_every_scenario() -> None:
     """With what each of them plays."""
     shown = " ".join(bench("--help").stdout.split())
@@ -124,6 +148,8 @@ def test_the_help_lists_every_scenario() -> None:
         (("--duration", "1ms"), "--duration must be at least 100 ms"),
         (("--max-p99", "0s"), "--max-p99 must be at least"),
         (("--namespace", "a:b"), "--namespace"),
+        (("--report", "/no such folder/out.html"), "--report must be a file in a folder that exists"),
+        (("--report", "/"), "--report must be a file; '/' is a folder"),
         (("--scenario", "expiry", "--callers", "5", "--slots", "4"), "--slots must be at least 5"),
         (("--scenario", "waiters", "--url", "http://x", "--key", "sk"), "'waiters' needs wait, which a target of the"),
         (("--scenario", "groups", "--url", "http://x", "--key", "sk"), "the kind 'http' lacks"),
