@@ -46,6 +46,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib has a type of its own for its names, in
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "legend.borderaxespad": 0.2,
+    "legend.fontsize": 8.5,
     "legend.borderpad": 0.2,
     "lines.linewidth": 1.6,
     "text.color": _STANDS_FOR["ink"],
@@ -100,7 +101,7 @@ def _svg(kind: _Kind, run: Run) -> str:
         figure.patch.set_visible(False)
         axes = figure.subplots()
         axes.patch.set_visible(False)
-        axes.tick_params(length=0)
+        axes.tick_params(which="both", length=0)
         said = kind.draw(axes, run)
         written = io.StringIO()
         figure.savefig(written, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
@@ -135,10 +136,11 @@ def _draw_percentiles(axes: Axes, run: Run) -> str:
     said = []
     rarest = 1.0
     for at, (name, latency) in enumerate(_timed(run)):
-        # The slowest of n is at the share that one in n is.
+        # The slowest of n is at the share that one in n is. The fastest of all says nothing, and would take the axis.
         points = [
             (min(latency.count, 100 / (100 - level) if level < 100 else latency.count), milliseconds)
             for level, milliseconds in latency.curve()
+            if level or latency.count == 1
         ]
         axes.plot(*zip(*points, strict=True), label=name, color=_SERIES[at % 7], linestyle=_DASHES[at % 7])
         rarest = max(rarest, latency.count)
@@ -234,7 +236,7 @@ def _draw_cpu(axes: Axes, run: Run) -> str:
     shown = {
         "Redis server": [second.server_cpu for second in seconds],
         "harness, busiest process": [max(second.harness_cpu, default=None) for second in seconds],
-        "machine, all cores": [second.machine_cpu for second in seconds],
+        "machine": [second.machine_cpu for second in seconds],
     }
     for at, (label, values) in enumerate(shown.items()):
         if any(value is not None for value in values):
@@ -265,7 +267,7 @@ def _held(values: Sequence[float]) -> list[float]:
 
 def _time(axes: Axes, run: Run, edges: Sequence[float]) -> None:
     axes.set_xlim(edges[0], edges[-1])
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=edges[-1] - edges[0] > 5))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=edges[-1] - edges[0] > 2))
     axes.set_xlabel("seconds since the start of the load")
     ends = run.options.get("duration_s")
     if isinstance(ends, int | float) and ends < edges[-1] - 0.01:
@@ -341,7 +343,8 @@ def _bars(
         places = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(names))]
         bars = axes.bar(places, values, width * 0.94, color=_STANDS_FOR[colour], label=label)
         axes.bar_label(bars, [form.format(value) if value else "" for value in values], padding=2, fontsize=8)
-    axes.set_xticks(range(len(names)), names)
+    crowded = len(names) > 7
+    axes.set_xticks(range(len(names)), [name.replace(" to ", " to\n") if crowded else name for name in names])
     axes.set_xlim(-0.6, max(len(names), 4) - 0.4)
     axes.set_ylim(0, max(max(values) for values in groups) * 1.1)
     axes.grid(visible=False, axis="x")
@@ -355,7 +358,7 @@ def from_to(first: int, last: int) -> str:
 
 def _legend(axes: Axes) -> None:
     entries = len(axes.get_legend_handles_labels()[1])
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, 4), handlelength=2.4)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(entries, 4), handlelength=2.2, columnspacing=1.4)
 
 
 _PLOTS = (

@@ -95,11 +95,16 @@ def _tiles(run: Run) -> Iterator[str]:
             f'<dd class="note">{escape(note)}</dd></div>'
         )
 
+    if "sold" in run.counts:
+        yield tile("Sold", f"{run.counts['sold']:,}", f"of {run.contention.slots:,} seats")
+        yield tile("Sold twice", f"{run.counts['double_bookings']:,}", "counted again in the store")
     yield tile("Operations a second", f"{run.rate:,.0f}", "answered, on average")
     if latency := run.latency:
-        yield tile("Half answered within", ms(latency.p50_ms), "from when they were due" if run.arrivals else "")
-        yield tile("99 of 100 within", ms(latency.p99_ms), "")
-        yield tile("The slowest of all", ms(latency.max_ms), "")
+        yield tile(
+            "Half answered within", ms(latency.p50_ms), "from when they were due" if run.arrivals else "of all requests"
+        )
+        yield tile("99 of 100 within", ms(latency.p99_ms), "1 of 100 waited longer")
+        yield tile("The slowest of all", ms(latency.max_ms), "was answered within")
     refused, failed = (sum(getattr(one, of) for one in run.operations) for of in ("refused", "failed"))
     asked = sum(one.done for one in run.operations) + refused + failed
     yield tile("Refused", f"{refused / asked if asked else 0:.0%}", "were told that the slot is taken")
@@ -110,13 +115,6 @@ def _tiles(run: Run) -> Iterator[str]:
         yield tile("Redis server", f"{run.server_cpu:.0%}", "of a core, on average")
     if run.harness_cpu:
         yield tile("Harness", f"{max(run.harness_cpu):.0%}", "of a core, its busiest process")
-    for name in ("sold", "double_bookings"):
-        if name in run.counts:
-            yield tile(
-                name.replace("_", " ").capitalize(),
-                f"{run.counts[name]:,}",
-                "seats" if name == "sold" else "seats sold twice",
-            )
 
 
 def _verdicts(verdicts: Sequence[Verdict], said: dict[bool | None, tuple[str, str]]) -> str:

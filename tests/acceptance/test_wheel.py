@@ -56,7 +56,7 @@ def test_what_they_carry(built: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     inside = "overbooked_lock/lua/"
     assert sorted(name.removeprefix(inside) for name in names if name.startswith(inside)) == scripts
-    assert "overbooked_lock/py.typed" in names
+    assert {"overbooked_lock/py.typed", "overbooked_lock/bench/report.html"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith(("tests", "lua/", "benchmarks")) for name in names)
     with tarfile.open(sdist) as archive:
