@@ -174,7 +174,8 @@ def _percentile(one_in: float) -> str:
 def _milliseconds(axes: Axes) -> None:
     axes.set_yscale("log")
     low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 300 * low else (1,), numticks=20))
+    subs = (1, 2, 3, 4, 5, 7) if high < 8 * low else (1, 2, 5) if high < 300 * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=subs, numticks=20))
     axes.yaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:g} ms" if value < 1000 else f"{value / 1000:g} s")
     )
@@ -301,8 +302,8 @@ def _short(name: str) -> str:
 
 def _draw_bands(axes: Axes, run: Run) -> str:
     bands = run.contention.bands
-    names = [from_to(band.attempts_from, band.attempts_to) for band in bands]
-    _bars(axes, names, [[band.slots for band in bands]], ["done"], "{:,.0f}")
+    names = _names([(band.attempts_from, band.attempts_to) for band in bands])
+    _bars(axes, names, [[band.slots for band in bands]], ["done"], "{:,}".format)
     axes.set_xlabel("attempts to lock a slot")
     axes.set_ylabel("slots")
     most = max(bands, key=lambda band: band.slots)
@@ -319,9 +320,9 @@ def _draw_batches(axes: Axes, run: Run) -> str:
         batches[band] = batches.get(band, 0) + one.batches
         operations[band] = operations.get(band, 0) + one.batches * one.operations
     bands = range(min(batches), max(batches) + 1)
-    names = [from_to(1 << band >> 1, (1 << band) - 1) for band in bands]
+    names = _names([(1 << band >> 1, (1 << band) - 1) for band in bands])
     shares = [[100 * sums.get(band, 0) / sum(sums.values()) for band in bands] for sums in (batches, operations)]
-    _bars(axes, names, shares, ["refused", "done"], "{:.0f}%", labels=["of the batches", "of the operations"])
+    _bars(axes, names, shares, ["refused", "done"], _share, labels=["of the batches", "of the operations"])
     axes.set_xlabel("operations in a batch")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0f}%"))
     _legend(axes)
@@ -334,7 +335,7 @@ def _bars(
     names: Sequence[str],
     groups: Sequence[Sequence[float]],
     colours: Sequence[str],
-    form: str,
+    form: Callable[[float], str],
     labels: Iterable[str] = ("",),
 ) -> None:
     """Groups of bars side by side, each with its number on it."""
@@ -342,9 +343,8 @@ def _bars(
     for at, (values, colour, label) in enumerate(zip(groups, colours, labels, strict=True)):
         places = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(names))]
         bars = axes.bar(places, values, width * 0.94, color=_STANDS_FOR[colour], label=label)
-        axes.bar_label(bars, [form.format(value) if value else "" for value in values], padding=2, fontsize=8)
-    crowded = len(names) > 7
-    axes.set_xticks(range(len(names)), [name.replace(" to ", " to\n") if crowded else name for name in names])
+        axes.bar_label(bars, [form(value) for value in values], padding=2, fontsize=8)
+    axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.6, max(len(names), 4) - 0.4)
     axes.set_ylim(0, max(max(values) for values in groups) * 1.1)
     axes.grid(visible=False, axis="x")
@@ -354,6 +354,17 @@ def _bars(
 def from_to(first: int, last: int) -> str:
     """How a range of counts reads."""
     return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+
+
+def _names(bands: Sequence[tuple[int, int]]) -> list[str]:
+    """What stands below bars; where they are many, each is told by its first number alone."""
+    if len(bands) > 7:
+        return [f"{first:,}" if first == last else f"{first:,}+" for first, last in bands]
+    return [from_to(*band) for band in bands]
+
+
+def _share(percent: float) -> str:
+    return "" if not percent else "<1%" if percent < 0.5 else f"{percent:.0f}%"
 
 
 def _legend(axes: Axes) -> None:
@@ -414,8 +425,8 @@ _PLOTS = (
         "demand",
         "How wanted slots were",
         "How many slots were asked for how often: the further to the right, the more people wanted the same slot.",
-        "There was one slot, which all wanted.",
-        lambda run: run.contention.slots > 1 and bool(run.contention.busiest),
+        "All slots were wanted about as often as each other, or there was only one.",
+        lambda run: len(run.contention.bands) > 1 and bool(run.contention.busiest),
         _draw_bands,
         lambda _: 2.6,
     ),
