@@ -344,7 +344,7 @@ def _bars(
         places = [place + (at - (len(groups) - 1) / 2) * width for place in range(len(names))]
         bars = axes.bar(places, values, width * 0.94, color=_STANDS_FOR[colour], label=label)
         axes.bar_label(bars, [form(value) for value in values], padding=2, fontsize=8)
-    axes.set_xticks(range(len(names)), names)
+    axes.set_xticks(range(len(names)), names, fontsize=7.5 if len(names) > 10 else 9)
     axes.set_xlim(-0.6, max(len(names), 4) - 0.4)
     axes.set_ylim(0, max(max(values) for values in groups) * 1.1)
     axes.grid(visible=False, axis="x")
