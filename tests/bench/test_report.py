@@ -136,7 +136,7 @@ def test_a_plot_without_data_is_left_out_and_said_to_be(onsale: Run) -> None:
     }
 
 
-@pytest.mark.parametrize("name", ['"><script>alert(1)</script>', "$\\frac{1}", "</svg>&amp;", "x" * 300])
+@pytest.mark.parametrize("name", ['"><script>alert(1)</script>', "$\\frac{1}$", "</svg>&amp;", "x" * 300])
 def test_names_from_outside_are_only_text(onsale: Run, name: str) -> None:
     """Whatever a slot or an address is called, it is shown as it is, or shortened."""
     hostile = onsale.model_copy(
