@@ -38,7 +38,18 @@ from overbooked_lock.errors import (
     TooManyLocks,
 )
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import ApiKeyInfo, Booking, KeyKind, LiveLock, Lock, Quota, Slot, Unlocked
+from overbooked_lock.models import (
+    ApiKeyInfo,
+    Booking,
+    KeyKind,
+    LiveLock,
+    Lock,
+    Quota,
+    Slot,
+    Unlocked,
+    new_lock,
+    new_unlocked,
+)
 
 Reply = list[Any]
 T = TypeVar("T")
@@ -634,7 +645,7 @@ def _lock(
     sent_at: float,
 ) -> Lock:
     ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
-    return Lock(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
+    return new_lock(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
 
 
 def _locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:
@@ -673,7 +684,7 @@ def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> Overboo
 def _unlocked(
     slot_id: str, tag: bytes, record: bytes | None, until_ms: int, available: int
 ) -> Unlocked | OverbookedError:
-    seen = Unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
+    seen = new_unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
     if tag != b"taken":
         return seen
     return LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen)

@@ -7,18 +7,21 @@ Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 from pydantic_core import from_json
 
 from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument, StoreCorrupt
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Status = Literal["active", "disabled"]
 BookingStatus = Literal["active", "cancelled"]
@@ -333,6 +336,25 @@ class Unlocked:
         if self._record is None:
             return None
         return Slot.from_record(self.slot_id, self._record, self._locked_until_ms, available=self._available)
+
+
+def _quick(kind: Callable[P, T]) -> Callable[P, T]:
+    """A constructor at a third of the cost, which takes all fields: two such values are made for each lock.
+
+    A frozen dataclass sets each of its fields by a call. Here a twin that is open is filled, and then sealed.
+    """
+    twin = make_dataclass("_Open", kind.__slots__, slots=True, eq=False, repr=False)  # type: ignore[attr-defined]  # a dataclass with slots has it
+
+    def make(*fields: P.args, **_: P.kwargs) -> T:
+        value = twin(*fields)
+        value.__class__ = kind
+        return cast("T", value)
+
+    return make
+
+
+new_lock = _quick(Lock)
+new_unlocked = _quick(Unlocked)
 
 
 @dataclass(frozen=True, slots=True)
