@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import redis
 
 from overbooked_lock import InvalidArgument, LockEngine, NewSlot, Quota
+from overbooked_lock.arguments import new_lock_key
 
 HOUR = timedelta(hours=1)
 START = datetime(2030, 1, 1, tzinfo=UTC)
@@ -178,6 +180,20 @@ def test_locks_are_a_list(engine: LockEngine) -> None:
             engine.unlock_many(locks, lock_key="k")  # type: ignore[arg-type]  # on purpose
         with pytest.raises(InvalidArgument, match="locks must be a list"):
             engine.extend_many(locks, lock_key="k", lock_for=HOUR)  # type: ignore[arg-type]  # on purpose
+
+
+def test_made_lock_keys_are_random_also_after_a_fork() -> None:
+    """128 bits each, drawn ahead: what a parent has drawn its child must not give out."""
+    mine = [new_lock_key() for _ in range(200)]
+    assert len(set(mine)) == 200
+    assert all(len(bytes.fromhex(key)) == 16 for key in mine)
+    context = multiprocessing.get_context("fork")
+    theirs = context.SimpleQueue()
+    child = context.Process(target=lambda: theirs.put([new_lock_key() for _ in range(200)]))
+    child.start()
+    childs = theirs.get()
+    child.join()
+    assert not {*mine, *(new_lock_key() for _ in range(200))} & {*childs}
 
 
 def test_a_slot_id_needs_its_lock_key(engine: LockEngine) -> None:

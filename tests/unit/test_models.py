@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked, arguments
+from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked, arguments, models
 from overbooked_lock.models import given_date, new_lock, new_unlocked, slot_json
 
 # The answer of the published page "Lock a Slot", its data to the letter.
@@ -120,6 +120,23 @@ def test_a_lock_can_be_pickled() -> None:
     assert copy.lock_key == "secret-key"
     assert copy.slot == lock.slot
     assert timedelta(seconds=59) < copy.remaining() <= timedelta(seconds=60)
+
+
+def test_a_slot_is_nobody_elses() -> None:
+    """What is known of a record is kept, but metadata can be changed: each caller has its own."""
+    record = RECORD.removesuffix(b"{}") + b'{"tags":["a"]}'
+    first = Slot.from_record("s", record, 0, available=True)
+    first.metadata["tags"].append("mine")  # type: ignore[union-attr]  # a list, as it says above
+    assert Slot.from_record("s", record, 0, available=True).metadata == {"tags": ["a"]}
+    assert Slot.from_record("t", record, 0, available=False) != first
+
+
+def test_a_huge_record_is_read_and_not_kept() -> None:
+    """What is kept has a bound."""
+    record = RECORD.removesuffix(b"{}") + json.dumps({"note": "x" * 5000}).encode()
+    kept = models._read_and_keep.cache_info().currsize
+    assert Slot.from_record("s", record, 0, available=True).metadata == {"note": "x" * 5000}
+    assert models._read_and_keep.cache_info().currsize == kept
 
 
 def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
