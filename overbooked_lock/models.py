@@ -86,11 +86,8 @@ class Slot(BaseModel):
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         slot = cls.__new__(cls)
         fields = known.slot.__dict__.copy()
-        fields["available"], fields["locked_until"], fields["metadata"] = (
-            available,
-            locked_until,
-            from_json(known.metadata),
-        )
+        fields["available"], fields["locked_until"] = available, locked_until
+        fields["metadata"] = from_json(known.metadata)
         object.__setattr__(slot, "__dict__", fields)
         object.__setattr__(slot, "__pydantic_fields_set__", known.slot.__pydantic_fields_set__)
         object.__setattr__(slot, "__pydantic_extra__", None)
