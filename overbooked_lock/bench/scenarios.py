@@ -230,7 +230,7 @@ class Waiters(Scenario):
     """Those who wait are woken, and do not poll."""
 
     summary = "More callers than slots, and all wait: whoever gives a slot up wakes the next."
-    needs = frozenset({"lock", "unlock", "wait"})
+    needs = frozenset({"lock", "unlock", "waiting"})
     callers = 50
     PATIENCE: ClassVar[timedelta] = timedelta(seconds=10)
     HELD_S: ClassVar[float] = 0.005

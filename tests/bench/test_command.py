@@ -151,7 +151,10 @@ def test_the_help_lists_every_scenario() -> None:
         (("--report", "/no such folder/out.html"), "--report must be a file in a folder that exists"),
         (("--report", "/"), "--report must be a file; '/' is a folder"),
         (("--scenario", "expiry", "--callers", "5", "--slots", "4"), "--slots must be at least 5"),
-        (("--scenario", "waiters", "--url", "http://x", "--key", "sk"), "'waiters' needs wait, which a target of the"),
+        (
+            ("--scenario", "waiters", "--url", "http://x", "--key", "sk"),
+            "'waiters' needs waiting, which a target of the",
+        ),
         (("--scenario", "groups", "--url", "http://x", "--key", "sk"), "the kind 'http' lacks"),
         (("--scenario", "expiry", "--url", "redis://x", "--sidecar", "s"), "'expiry' needs events"),
     ],
@@ -189,7 +192,7 @@ def test_an_interrupted_run_removes_what_it_made(lock_server: EmbeddedServer, ra
         running.send_signal(signal.SIGINT)
         running.communicate(timeout=20)
     assert running.returncode == 130
-    assert set(raw.keys()) == before
+    assert set(raw.keys()) <= before  # what others left there may end meanwhile
 
 
 def test_a_terminal_sees_how_it_goes(lock_server: EmbeddedServer) -> None:

@@ -20,7 +20,7 @@ class EngineTarget(Target):
     """Engines of ours, as a service would have them, in a namespace that is the run's alone."""
 
     can = frozenset(
-        {"lock", "unlock", "wait", "lock_many", "unlock_many", "extend", "book", "cancel", "look", "events"}
+        {"lock", "unlock", "waiting", "lock_many", "unlock_many", "extend", "book", "cancel", "look", "events"}
     )
 
     async def __aenter__(self) -> Self:

@@ -25,7 +25,7 @@ _SEND_AGAIN_S = 1.5
 class SidecarTarget(Target):
     """A sidecar, as a service that has nothing but a Redis client speaks to it."""
 
-    can = frozenset({"lock", "unlock", "wait", "lock_many", "unlock_many", "extend", "book", "cancel", "look"})
+    can = frozenset({"lock", "unlock", "waiting", "lock_many", "unlock_many", "extend", "book", "cancel", "look"})
 
     async def __aenter__(self) -> Self:
         prefix = f"overbooked:sidecar:{self.where.sidecar}:"
