@@ -14,7 +14,6 @@ local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonum
 -- include: clock
 -- include: availability
 -- include: entries
--- include: naming
 -- include: sign
 -- include: queue
 
@@ -32,7 +31,7 @@ else
   high = '(' .. resource_id .. (to_ms ~= '' and '\n' .. date_part(tonumber(to_ms)) or '\11')
 end
 
-local matched = 0
+local matched, only = 0, tonumber(wanted)
 if not filtered then
   matched, cursor, chunk = redis.call(count_command, source, low, high), skip, limit
 end
@@ -41,11 +40,13 @@ if #found == 0 then
   return {now_us, 0, matched}
 end
 
+-- Hundreds of slots a call: what is done for each is done without functions.
+local prefix, lock_suffix, record_suffix = ARGV[1], ARGV[2], ARGV[3]
+local id_at = resource_id == '' and 1 or #entry(resource_id, 0, '') + 1
 local ids, record_names, lock_names = {}, {}, {}
 for i, name in ipairs(found) do
-  ids[i] = resource_id == '' and name or id_in(name)
-  record_names[i] = record_name_of(ids[i])
-  lock_names[i] = lock_name_of(ids[i])
+  local id = string.sub(name, id_at)
+  ids[i], record_names[i], lock_names[i] = id, prefix .. id .. record_suffix, prefix .. id .. lock_suffix
 end
 local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))
@@ -53,8 +54,9 @@ local dates = redis.call('ZMSCORE', expiry, unpack(ids))
 local tokens = redis.call('HMGET', locks, unpack(ids))
 
 -- Of the record's first line, the end is the last field.
+local latest_ms = tonumber(to_ms)
 local function ends_in_time(record)
-  return to_ms == '' or tonumber(string.match(record, '^[^\n]* (%-?%d+)\n')) <= tonumber(to_ms)
+  return not latest_ms or tonumber(string.match(record, '^[^\n]* (%-?%d+)\n')) <= latest_ms
 end
 
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
@@ -67,7 +69,7 @@ for i, id in ipairs(ids) do
   local why_not = obstacle(record, key, lock_key)
   if record and why_not ~= 'corrupt' and ends_in_time(record) then
     local open = why_not and 0 or 1
-    if wanted == '' or tostring(open) == wanted then
+    if not only or only == open then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
         local at = #reply
