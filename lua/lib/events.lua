@@ -7,7 +7,7 @@ local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
   local resource_id = record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
-  local line = string.format('%s\t%s\t%s\t%.0f\t%.0f', kind, id, resource_id, until_ms or 0, token or 0)
+  local line = string.format('%s\t%s\t%s\t%d\t%d', kind, id, resource_id, until_ms or 0, token or 0)
   told[#told + 1] = ticket and line .. '\t' .. ticket or line
 end
 
