@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, make_dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from json.encoder import encode_basestring as _quoted
-from typing import Annotated, Any, Literal, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar, cast
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 from pydantic_core import from_json
@@ -80,8 +80,15 @@ class Slot(BaseModel):
         """
         known = _known(slot_id, record)
         try:
+            if known.slot is None:
+                # Pydantic parses JSON several times faster than it takes a dict, and metadata is JSON already.
+                # It reads whole numbers of this size as milliseconds.
+                middle, end, known.metadata = _payload(slot_id, record, date=str)
+                text = _around(middle, str(locked_until_ms) if locked_until_ms else "null", end, available=available)
+                known.slot = cls.__pydantic_validator__.validate_json(text)
+                return known.slot
             locked_until = arguments.from_milliseconds(locked_until_ms) if locked_until_ms else None
-        except OverflowError as error:
+        except (ValueError, IndexError, OverflowError) as error:
             raise StoreCorrupt(slot_id) from error
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         slot = cls.__new__(cls)
@@ -103,47 +110,59 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
     known = _known(slot_id, record)
     try:
         locked_until = _json_date(locked_until_ms) if locked_until_ms else "null"
-    except OverflowError as error:
+        if known.json is None:
+            middle, end, metadata = _payload(slot_id, record, date=_json_date)
+            from_json(metadata)  # whatever stands in the record, what goes out is JSON
+            known.json = middle, end
+    except (ValueError, IndexError, OverflowError) as error:
         raise StoreCorrupt(slot_id) from error
-    return f'{{"_object":"slot","available":{_BOOLEAN[available]}{known.middle}{locked_until}{known.end}'
+    middle, end = known.json
+    return _around(middle, locked_until, end, available=available)
 
 
-class _Known(NamedTuple):
-    """A record, read: as a slot that nobody holds, and as the text around ``available`` and ``locked_until``."""
+class _Known:
+    """A record as it was read when somebody asked first: the slot and its metadata, or the payload's text, or both."""
 
-    slot: Slot
-    metadata: str
-    middle: str
-    end: str
+    __slots__ = ("json", "metadata", "slot")
+
+    def __init__(self) -> None:
+        self.slot: Slot | None = None
+        self.metadata = ""
+        self.json: tuple[str, str] | None = None
+
+
+@lru_cache(maxsize=4096)
+def _kept(_slot_id: str, _record: bytes) -> _Known:
+    return _Known()
 
 
 def _known(slot_id: str, record: bytes) -> _Known:
     # Mostly a slot is seen many times before it changes. What is kept has a bound: 4,096 records, none of them huge.
-    return _read_and_keep(slot_id, record) if len(record) <= 2048 else _read(slot_id, record)
+    return _kept(slot_id, record) if len(record) <= 2048 else _Known()
 
 
-def _read(slot_id: str, record: bytes) -> _Known:
-    try:
-        head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
-        flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
-        middle = (
-            f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},'
-            f'"created_at":{_json_date(int(created_ms))},"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},'
-            f'"lockable":{_BOOLEAN[flags[1] == "L"]},"locked_until":'
-        )
-        end = (
-            f',"metadata":{metadata},"num_active_bookings":{int(active)},'
-            f'"num_bookings":{int(active) + int(cancelled)},"num_cancelled_bookings":{int(cancelled)},'
-            f'"start_date":{_quoted(start_date)},"status":"{"active" if flags[2] == "A" else "disabled"}",'
-            f'"updated_at":{_json_date(int(updated_ms))}}}'
-        )
-        slot = Slot.model_validate_json(f'{{"_object":"slot","available":true{middle}null{end}')
-    except (ValueError, IndexError, OverflowError) as error:
-        raise StoreCorrupt(slot_id) from error
-    return _Known(slot, metadata, middle, end)
+def _around(middle: str, locked_until: str, end: str, *, available: bool) -> str:
+    return f'{{"_object":"slot","available":{_BOOLEAN[available]}{middle}{locked_until}{end}'
 
 
-_read_and_keep = lru_cache(maxsize=4096)(_read)
+def _payload(slot_id: str, record: bytes, date: Callable[[int], str]) -> tuple[str, str, str]:
+    """What stands in a payload after ``available``, and after ``locked_until``; then the metadata alone.
+
+    ``date`` writes milliseconds. Raises ValueError, IndexError, OverflowError.
+    """
+    head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
+    flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
+    middle = (
+        f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{date(int(created_ms))},'
+        f'"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},"lockable":{_BOOLEAN[flags[1] == "L"]},'
+        f'"locked_until":'
+    )
+    end = (
+        f',"metadata":{metadata},"num_active_bookings":{int(active)},"num_bookings":{int(active) + int(cancelled)},'
+        f'"num_cancelled_bookings":{int(cancelled)},"start_date":{_quoted(start_date)},'
+        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{date(int(updated_ms))}}}'
+    )
+    return middle, end, metadata
 
 
 @lru_cache(maxsize=4096)

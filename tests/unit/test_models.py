@@ -134,9 +134,9 @@ def test_a_slot_is_nobody_elses() -> None:
 def test_a_huge_record_is_read_and_not_kept() -> None:
     """What is kept has a bound."""
     record = RECORD.removesuffix(b"{}") + json.dumps({"note": "x" * 5000}).encode()
-    kept = models._read_and_keep.cache_info().currsize
+    kept = models._kept.cache_info().currsize
     assert Slot.from_record("s", record, 0, available=True).metadata == {"note": "x" * 5000}
-    assert models._read_and_keep.cache_info().currsize == kept
+    assert models._kept.cache_info().currsize == kept
 
 
 def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
