@@ -401,7 +401,7 @@ class _Listener:
             batches=[BatchSize(operations=size, batches=count) for size, count in sorted(batches.items())],
             invariants=[*verdicts.holders(evidence), *plan.scenario.judge(evidence)],
             limits=words.limits(options, operations, rate, dropped, failures.total(), evidence.unfinished),
-            bottleneck=words.bottleneck(options, target, here, harness_cpu, server_cpu, machine_cpu),
+            bottleneck=words.bottleneck(options, plan.at_a_time, target, here, harness_cpu, server_cpu, machine_cpu),
             conclusion=[],
         )
         said = words.conclusion(run, evidence.unfinished)

@@ -82,7 +82,7 @@ class Options:
             if value is not None and not least <= value <= most:
                 raise InvalidArgument(name, f"must be {least:,} to {most:,}")
         if self.callers is not None and self.rate is not None:
-            raise InvalidArgument("callers", "or rate must be given, and not both: a closed loop, or an open one")
+            raise InvalidArgument("callers", "can't be given beside rate: a loop is closed, or open")
         if self.rate is not None and not 0 < self.rate <= 1_000_000:
             raise InvalidArgument("rate", "must be above 0 and at most 1,000,000 arrivals a second")
         if self.arrivals not in ("poisson", "constant"):

@@ -415,7 +415,7 @@ _PLOTS = (
         "busiest",
         "The slots that were wanted most",
         f"How often each was asked for (wide bars), and how often somebody got it (narrow bars); the first "
-        f"{_MOST_BARS}. What lies between the two are people who were told that the slot is taken.",
+        f"{_MOST_BARS}. What lies between the two were told that the slot is taken.",
         "No slot was asked for.",
         lambda run: bool(run.contention.busiest),
         _draw_busiest,

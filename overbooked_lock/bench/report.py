@@ -107,7 +107,7 @@ def _tiles(run: Run) -> Iterator[str]:
         yield tile("The slowest of all", ms(latency.max_ms), "was answered within")
     refused, failed = (sum(getattr(one, of) for one in run.operations) for of in ("refused", "failed"))
     asked = sum(one.done for one in run.operations) + refused + failed
-    yield tile("Refused", f"{refused / asked if asked else 0:.0%}", "were told that the slot is taken")
+    yield tile("Refused", f"{refused / asked if asked else 0:.0%}", "of all requests were told that the slot is taken")
     yield tile("Failed", f"{failed:,}", "an error, or no answer in time")
     if run.arrivals is not None:
         yield tile("Dropped", f"{run.dropped:,}", f"of {run.arrivals:,} arrivals")

@@ -50,13 +50,17 @@ def limits(
 
 def bottleneck(
     options: Options,
+    callers: int,
     target: TargetFacts,
     machine: Machine,
     harness_cpu: Sequence[float],
     server_cpu: float | None,
     machine_cpu: float | None,
 ) -> Bottleneck:
-    """What kept the figures from being better. Shares are of one core, ``machine_cpu`` of all of them."""
+    """What kept the figures from being better, with so many callers.
+
+    Shares are of one core, ``machine_cpu`` of all of them.
+    """
     busiest = max(harness_cpu, default=0.0)
     ours = f"its busiest process used {busiest:.0%} of a core"
     if server_cpu is not None and server_cpu >= BUSY:
@@ -77,8 +81,9 @@ def bottleneck(
             parts += f", the Redis server {server_cpu:.1f}"
         return Bottleneck(
             kind="machine",
-            said=f"This machine was the bottleneck: its {machine.cores} cores were {machine_cpu:.0%} busy. Of these "
-            f"{parts}, and what else runs here the rest. On a machine of its own each of them does better.",
+            said=f"The bottleneck may be this machine: its {machine.cores} cores were {machine_cpu:.0%} busy. Of "
+            f"these {parts}, and what else runs here the rest. The latencies tell of that, too: where each has cores of "
+            f"its own they are better. {_more(options, callers)}",
         )
     free = f"The harness was not the bottleneck: {ours}. "
     if server_cpu is None:
@@ -93,13 +98,15 @@ def bottleneck(
         )
     return Bottleneck(
         kind="load",
-        said=free
-        + (
-            "More was not asked of it: a higher --rate shows how much it bears."
-            if options.rate is not None
-            else "Callers think, or wait for their answers: more --callers show how much it bears."
-        ),
+        said=free + _more(options, callers),
     )
+
+
+def _more(options: Options, callers: int) -> str:
+    """What to try next."""
+    if options.rate is not None:
+        return f"More was not asked of it: --rate {2 * options.rate:g} shows whether it bears twice as much."
+    return f"Callers think, or wait for their answers: --callers {2 * callers} shows whether it bears more than that."
 
 
 def verdict(run: Run) -> tuple[bool | None, list[str]]:
@@ -134,7 +141,7 @@ def _speed(run: Run) -> Iterator[str]:
             f"{ms(latency.p99_ms)}."
         )
     if run.server_cpu is not None:
-        yield f"The Redis server was busy to {run.server_cpu:.0%}."
+        yield f"The Redis server was {run.server_cpu:.0%} busy."
 
 
 def load(run: Run) -> str:
@@ -163,8 +170,9 @@ def conclusion(run: Run, unfinished: int) -> list[str]:
     if timed:
         slowest = max(timed, key=lambda one: one.latency.p99_ms)
         said.append(
-            f"The slowest kind, {slowest.name}: half were answered within {ms(slowest.latency.p50_ms)}, "
-            f"99 of 100 within {ms(slowest.latency.p99_ms)}, the slowest of all took {ms(slowest.latency.max_ms)}."
+            f"The slowest kind by its p99, {slowest.name}: half were answered within {ms(slowest.latency.p50_ms)}, "
+            f"99 of 100 within {ms(slowest.latency.p99_ms)}, the slowest {slowest.name} took "
+            f"{ms(slowest.latency.max_ms)}."
         )
     if run.scenario == "onsale":
         said.append(_onsale(run))
@@ -205,8 +213,8 @@ def _onsale(run: Run) -> str:
     sold_twice = f"{double:,} seats were sold twice" if double else "no seat was sold twice"
     return (
         f"Of {counts['shoppers']:,} shoppers, {counts['sold']:,} bought one of {slots:,} seats, "
-        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} found the seats they wanted taken "
-        f"and left. Counted again in the store: {sold_twice}."
+        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} left, for the three seats they "
+        f"tried were taken (all want the best seats most). Counted again in the store: {sold_twice}."
     )
 
 

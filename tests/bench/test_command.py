@@ -142,7 +142,7 @@ def test_the_help_lists_every_scenario() -> None:
         (("--url", "http://x"), "--key must be given for http://"),
         (("--key", "sk"), "--key is for http:// alone"),
         (("--sidecar", "shop"), "--sidecar needs the Redis"),
-        (("--callers", "5", "--rate", "5"), "--callers or rate must be given, and not both"),
+        (("--callers", "5", "--rate", "5"), "--callers can't be given beside rate"),
         (("--rate", "0"), "--rate must be above 0"),
         (("--processes", "0"), "--processes must be 1 to 256"),
         (("--duration", "1ms"), "--duration must be at least 100 ms"),

@@ -167,9 +167,10 @@ def test_the_bottleneck_is_who_had_no_time_left(
         kind="redis", address="redis://localhost", server=None, same_machine=True, namespace=None, marker="m"
     )
     here = Machine(system="Linux", cpu=None, cores=2, memory_bytes=None)
-    found = bottleneck(Options(scenario="mixed"), target, here, harness, server, machine)
+    found = bottleneck(Options(scenario="mixed"), 50, target, here, harness, server, machine)
     assert found.kind == kind
     assert found.said.startswith("The harness was not the bottleneck") is (kind in ("load", "unknown"))
+    assert ("--callers 100 shows" in found.said) is (kind in ("load", "machine"))
 
 
 def test_contention_is_counted_by_how_often_slots_are_asked_for() -> None:
