@@ -82,8 +82,8 @@ def bottleneck(
         return Bottleneck(
             kind="machine",
             said=f"The bottleneck may be this machine: its {machine.cores} cores were {machine_cpu:.0%} busy. Of "
-            f"these {parts}, and what else runs here the rest. The latencies tell of that, too: where each has cores of "
-            f"its own they are better. {_more(options, callers)}",
+            f"these {parts}, and what else runs here the rest. The latencies tell of that, too: where each has cores "
+            f"of its own they are better. {_more(options, callers)}",
         )
     free = f"The harness was not the bottleneck: {ours}. "
     if server_cpu is None:
