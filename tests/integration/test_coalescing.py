@@ -148,3 +148,17 @@ async def test_cancelled_callers_leave_the_others_alone(
         results: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
     assert all(isinstance(result, asyncio.CancelledError) for result in results[::2])
     assert all(isinstance(result, Lock) for result in results[1::2])
+
+
+async def test_a_sooner_deadline_is_kept_on_a_connection_that_had_a_later_one(
+    async_lock_engine: AsyncLockEngine,
+) -> None:
+    """A call that was refused and is sent again has less time left than those before it on the same connection."""
+    loop = asyncio.get_running_loop()
+    wire = await async_lock_engine._coalescer._connect()
+    first, second = loop.create_future(), loop.create_future()
+    wire.exchange([b"PING\r\n"], 60, first.set_result)
+    assert await first == [b"PONG"]
+    wire.exchange([b"BLPOP nothing 30\r\n"], 0.05, second.set_result)
+    async with asyncio.timeout(3):  # what it was asked on connecting has its own limit at five seconds
+        assert isinstance(await second, TimeoutError)
