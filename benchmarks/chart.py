@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
@@ -16,7 +17,12 @@ OURS, THEIRS, SCALE = "#2f81f7bb", "#8b949e99", "#8b949e44"
 
 
 def draw(report: Report, path: Path) -> None:
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "overbooked-lock", "font.size": 10, "text.color": TEXT}
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "overbooked-lock",
+        "font.size": 10,
+        "text.color": TEXT,
+    }
     with mpl.rc_context(settings):
         heights = [len(_measured(comparison)) for comparison in report.comparisons]
         layout = ConstrainedLayoutEngine(hspace=0.08, w_pad=0.12)

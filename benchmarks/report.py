@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
@@ -258,21 +256,14 @@ def with_figures(readme: str, report: Report) -> str:
     return f"{before}{BEGIN}\n\n{readme_text(report)}\n\n{END}{after}"
 
 
-def can_draw() -> bool:
-    return importlib.util.find_spec("matplotlib") is not None
-
-
 def write(report: Report, folder: Path, readme: Path) -> None:
     """All four: the JSON, RESULTS.md, the chart and the README's figures."""
     (folder / "results.json").write_text(report.model_dump_json(indent=2) + "\n", encoding="utf-8")
     (folder / "RESULTS.md").write_text(results_text(report), encoding="utf-8")
     readme.write_text(with_figures(readme.read_text(encoding="utf-8"), report), encoding="utf-8")
-    if can_draw():
-        from benchmarks import chart  # noqa: PLC0415  matplotlib comes with the extra [peers] alone
+    from benchmarks import chart  # noqa: PLC0415  it draws what stands here
 
-        chart.draw(report, folder / "results.svg")
-    else:
-        print("the chart was not drawn: matplotlib is missing", file=sys.stderr)
+    chart.draw(report, folder / "results.svg")
 
 
 def read(folder: Path = FOLDER) -> Report:

@@ -108,7 +108,6 @@ def test_results_and_readme_agree(folder: Path, of_the_tree: bool) -> None:
     assert report.readme_text(stored) in text
 
 
-@pytest.mark.skipif(not report.can_draw(), reason="matplotlib is not here")
 def test_the_chart_shows_every_peer_that_was_measured(folder: Path, found: Report) -> None:
     chart = (folder / "results.svg").read_text()
     for comparison in found.comparisons:
