@@ -2,7 +2,7 @@
 
 Steps wait in a queue. Up to ``_IN_FLIGHT`` batches of them are under way, each on a connection of its own: requests
 that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a step
-that comes while a connection is free is sent at once, and steps gather only while all are busy.
+that comes while a connection is free is sent at the end of the loop's turn, and steps gather only while all are busy.
 
 redis-py connects: TLS, passwords and Sentinel are its business. From then on the connection's transport belongs to
 :class:`_Wire`, a protocol without streams and tasks.
@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import ceil
 from operator import attrgetter
 from threading import get_ident
 from typing import Any, cast
@@ -63,6 +64,7 @@ class Coalescer:
         self._queue: deque[_Item] = deque()
         self._flush_is_due = False
         self._in_flight = 0
+        self._last_batch = 0
         self._idle: list[_Wire] = []
         self._wires: set[_Wire] = set()
         self._connecting: set[asyncio.Task[None]] = set()
@@ -86,9 +88,7 @@ class Coalescer:
         item = _Item(step, self._timeout, loop.create_future())
         self._queue.append(item)
         if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
-            # At the end of this turn of the loop: what other callers ask for in it goes along.
-            self._flush_is_due = True
-            loop.call_soon(self._flush)
+            self._flush_soon(loop)
         return item.future
 
     def _bind(self) -> asyncio.AbstractEventLoop:
@@ -111,6 +111,11 @@ class Coalescer:
         for item in self._queue:
             item.fail(item.gave_up(_CLOSED, sent=False))
 
+    def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At the end of this turn of the loop: what callers ask for in it goes along."""
+        self._flush_is_due = True
+        loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._flush_is_due = False
         while self._queue and self._in_flight < _IN_FLIGHT and not self._closed:
@@ -126,10 +131,16 @@ class Coalescer:
                 task.add_done_callback(self._connecting.discard)
 
     def _take(self) -> list[_Item]:
-        """The next items, of about as many slots as a batch should have."""
+        """The next items: an even share of all that wait or are under way, of about as many slots as a batch may have.
+
+        Of two batches of different size the larger would keep the server busy while we wait for it, and we the server
+        after it.
+        """
         batch: list[_Item] = []
         slots, now = 0, time.monotonic()
-        while self._queue and slots < _MAX_BATCH:
+        under_way = self._last_batch if self._in_flight else 0
+        share = ceil((len(self._queue) + under_way) / _IN_FLIGHT)
+        while self._queue and len(batch) < share and slots < _MAX_BATCH:
             item = self._queue.popleft()
             if item.future.done():
                 continue
@@ -138,6 +149,7 @@ class Coalescer:
                 continue
             batch.append(item)
             slots += len(item.step.requests)
+        self._last_batch = len(batch)
         return batch
 
     async def _connect_and_send(self, batch: list[_Item]) -> None:
@@ -239,7 +251,9 @@ class Coalescer:
 
     def _release(self) -> None:
         self._in_flight -= 1
-        self._flush()
+        if not self._flush_is_due:
+            # Not at once: who has just been answered may have more to ask, and comes before it.
+            self._flush_soon(asyncio.get_running_loop())
 
 
 class _Wire(asyncio.Protocol):

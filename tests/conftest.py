@@ -27,9 +27,10 @@ def soak() -> bool:
 
 
 @pytest.fixture
-def raw(lock_server: EmbeddedServer) -> redis.Redis:
+def raw(lock_server: EmbeddedServer) -> Iterator[redis.Redis]:
     """A bare client on the server, to look at what an engine did, or to spoil it."""
-    return redis.Redis.from_url(lock_server.url, decode_responses=True)
+    with redis.Redis.from_url(lock_server.url, decode_responses=True) as client:
+        yield client
 
 
 @pytest.fixture

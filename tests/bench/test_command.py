@@ -76,7 +76,8 @@ def test_a_pipeline_reads_json_and_the_exit_code(lock_server: EmbeddedServer) ->
         try:
             done = bench("--scenario", "hotspot", *SHORT, "--json", "--url", url, "--min-rate", "1e8", "--check")
         finally:
-            redis.Redis.from_url(url).config_set("requirepass", "")
+            with redis.Redis.from_url(url) as operator:
+                operator.config_set("requirepass", "")
     assert done.returncode == 10, done.stderr
     envelope = json.loads(done.stdout)
     assert envelope.keys() == {"data", "meta", "success"}

@@ -185,7 +185,8 @@ def test_no_password_is_shown(lock_server: EmbeddedServer, play: Callable[..., R
         try:
             found = play("hotspot", url=url)
         finally:
-            redis.Redis.from_url(url).config_set("requirepass", "")
+            with redis.Redis.from_url(url) as operator:
+                operator.config_set("requirepass", "")
     report.write(found, tmp_path / "out.html")
     html = (tmp_path / "out.html").read_text()
     assert lock_server.url in html

@@ -194,7 +194,8 @@ def tls_server(tmp_path: Path) -> Iterator[tuple[int, trustme.CA]]:
     }
     with running(program, *(word for name, value in options.items() for word in (f"--{name}", str(value)))):
         url = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
-        await_that(lambda: redis.Redis.from_url(url).ping())
+        with redis.Redis.from_url(url) as client:
+            await_that(client.ping)
         yield port, authority
 
 
