@@ -78,28 +78,26 @@ class Slot(BaseModel):
 
         Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
         """
-        known = _known(slot_id, record)
         try:
-            if known.slot is None:
-                # Pydantic parses JSON several times faster than it takes a dict, and metadata is JSON already.
-                # It reads whole numbers of this size as milliseconds.
-                middle, end, known.metadata = _payload(slot_id, record, date=str)
-                text = _around(middle, str(locked_until_ms) if locked_until_ms else "null", end, available=available)
-                known.slot = cls.__pydantic_validator__.validate_json(text)
-                return known.slot
+            read, metadata_json = _read(slot_id, record)
+            metadata = from_json(metadata_json)
+            if not isinstance(metadata, dict):
+                raise StoreCorrupt(slot_id)
             locked_until = arguments.from_milliseconds(locked_until_ms) if locked_until_ms else None
         except (ValueError, IndexError, OverflowError) as error:
             raise StoreCorrupt(slot_id) from error
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
+        fields = read.copy()
+        fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
         slot = cls.__new__(cls)
-        fields = known.slot.__dict__.copy()
-        fields["available"], fields["locked_until"] = available, locked_until
-        fields["metadata"] = from_json(known.metadata)
         object.__setattr__(slot, "__dict__", fields)
-        object.__setattr__(slot, "__pydantic_fields_set__", known.slot.__pydantic_fields_set__)
+        object.__setattr__(slot, "__pydantic_fields_set__", _SLOT_FIELDS)
         object.__setattr__(slot, "__pydantic_extra__", None)
         object.__setattr__(slot, "__pydantic_private__", None)
         return slot
+
+
+_SLOT_FIELDS = set(Slot.model_fields)
 
 
 def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: bool) -> str:
@@ -107,62 +105,82 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
 
     Raises :class:`~overbooked_lock.errors.StoreCorrupt` if the record is none.
     """
-    known = _known(slot_id, record)
     try:
+        before, after = _written(slot_id, record)
         locked_until = _json_date(locked_until_ms) if locked_until_ms else "null"
-        if known.json is None:
-            middle, end, metadata = _payload(slot_id, record, date=_json_date)
-            from_json(metadata)  # whatever stands in the record, what goes out is JSON
-            known.json = middle, end
     except (ValueError, IndexError, OverflowError) as error:
         raise StoreCorrupt(slot_id) from error
-    middle, end = known.json
-    return _around(middle, locked_until, end, available=available)
+    return f'{{"_object":"slot","available":{_BOOLEAN[available]}{before}{locked_until}{after}'
 
 
-class _Known:
-    """A record as it was read when somebody asked first: the slot and its metadata, or the payload's text, or both."""
+def _kept(function: Callable[[str, bytes], T]) -> Callable[[str, bytes], T]:
+    """Keeps what a function made of a record: mostly a slot is seen many times before it changes.
 
-    __slots__ = ("json", "metadata", "slot")
+    What is kept has a bound: 4,096 records, none of them huge.
+    """
+    kept = lru_cache(maxsize=4096)(function)
 
-    def __init__(self) -> None:
-        self.slot: Slot | None = None
-        self.metadata = ""
-        self.json: tuple[str, str] | None = None
+    def kept_if_small(slot_id: str, record: bytes) -> T:
+        return kept(slot_id, record) if len(record) <= 2048 else function(slot_id, record)
 
-
-@lru_cache(maxsize=4096)
-def _kept(_slot_id: str, _record: bytes) -> _Known:
-    return _Known()
+    return kept_if_small
 
 
-def _known(slot_id: str, record: bytes) -> _Known:
-    # Mostly a slot is seen many times before it changes. What is kept has a bound: 4,096 records, none of them huge.
-    return _kept(slot_id, record) if len(record) <= 2048 else _Known()
+@_kept
+def _read(slot_id: str, record: bytes) -> tuple[dict[str, Any], str]:
+    """The fields of a slot in the order of its model, with room for what is not in the record; its metadata as JSON.
 
-
-def _around(middle: str, locked_until: str, end: str, *, available: bool) -> str:
-    return f'{{"_object":"slot","available":{_BOOLEAN[available]}{middle}{locked_until}{end}'
-
-
-def _payload(slot_id: str, record: bytes, date: Callable[[int], str]) -> tuple[str, str, str]:
-    """What stands in a payload after ``available``, and after ``locked_until``; then the metadata alone.
-
-    ``date`` writes milliseconds. Raises ValueError, IndexError, OverflowError.
+    Who wrote the record has validated them. Raises ValueError, IndexError, OverflowError.
     """
     head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
     flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
-    middle = (
-        f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{date(int(created_ms))},'
+    start, end = datetime.fromisoformat(start_date), datetime.fromisoformat(end_date)
+    if start.tzinfo is None or end.tzinfo is None:
+        raise ValueError(slot_id)
+    created_at = updated_at = arguments.from_milliseconds(int(created_ms))
+    if updated_ms != created_ms:
+        updated_at = arguments.from_milliseconds(int(updated_ms))
+    fields = {
+        "object_": "slot",
+        "available": False,
+        "resource_id": resource_id,
+        "capacity": int(capacity),
+        "created_at": created_at,
+        "end_date": end,
+        "id": slot_id,
+        "lockable": flags[1] == "L",
+        "locked_until": None,
+        "metadata": None,
+        "num_active_bookings": int(active),
+        "num_bookings": int(active) + int(cancelled),
+        "num_cancelled_bookings": int(cancelled),
+        "start_date": start,
+        "status": "active" if flags[2] == "A" else "disabled",
+        "updated_at": updated_at,
+    }
+    return fields, metadata
+
+
+@_kept
+def _written(slot_id: str, record: bytes) -> tuple[str, str]:
+    """What stands in a payload after ``available``, and after ``locked_until``.
+
+    Raises ValueError, IndexError, OverflowError.
+    """
+    head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
+    flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
+    from_json(metadata)  # whatever stands in the record, what goes out is JSON
+    before = (
+        f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'
         f'"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},"lockable":{_BOOLEAN[flags[1] == "L"]},'
         f'"locked_until":'
     )
-    end = (
+    after = (
         f',"metadata":{metadata},"num_active_bookings":{int(active)},"num_bookings":{int(active) + int(cancelled)},'
         f'"num_cancelled_bookings":{int(cancelled)},"start_date":{_quoted(start_date)},'
-        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{date(int(updated_ms))}}}'
+        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{_json_date(int(updated_ms))}}}'
     )
-    return middle, end, metadata
+    return before, after
 
 
 @lru_cache(maxsize=4096)

@@ -79,10 +79,22 @@ def test_a_slot_is_immutable() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [b"", b"2LA 1", RECORD.replace(b"{}", b"{"), RECORD.replace(b"1LA 1 ", b"1LA x "), b"\xff\n\n\n\n"]
+    "record",
+    [
+        b"",
+        b"2LA 1",
+        RECORD.replace(b"{}", b"{"),
+        RECORD.replace(b"{}", b"[]"),
+        RECORD.replace(b"1LA 1 ", b"1LA x "),
+        RECORD.replace(b"1LA 1 ", b"1 1 "),
+        RECORD.replace(b"T22:30:00+02:00", b"T22:30:00"),
+        RECORD.replace(b"T22:30:00+02:00", b"T22:30:00 o'clock"),
+        b"\xff\n\n\n\n",
+    ],
 )
 def test_a_record_that_we_did_not_write_is_corrupt(record: bytes) -> None:
     """Neither half a payload nor a ValidationError of somebody else's."""
+    assert record != RECORD
     with pytest.raises(StoreCorrupt, match="'s1'"):
         Slot.from_record("s1", record, 0, available=True)
 
@@ -134,9 +146,9 @@ def test_a_slot_is_nobody_elses() -> None:
 def test_a_huge_record_is_read_and_not_kept() -> None:
     """What is kept has a bound."""
     record = RECORD.removesuffix(b"{}") + json.dumps({"note": "x" * 5000}).encode()
-    kept = models._kept.cache_info().currsize
     assert Slot.from_record("s", record, 0, available=True).metadata == {"note": "x" * 5000}
-    assert models._kept.cache_info().currsize == kept
+    assert models._read("s", record) is not models._read("s", record)
+    assert models._read("s", RECORD) is models._read("s", RECORD)
 
 
 def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
