@@ -33,6 +33,7 @@ MAX_QUOTA = 1000
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_UNITS = ((3_600_000, "h"), (60_000, "min"), (1000, "s"), (1, "ms"))
 _YEAR_1_MS = -62_135_596_800_000
 
 # Control characters separate the parts of an index entry, and a lone surrogate is no text at all.
@@ -153,6 +154,12 @@ def positive_milliseconds(value: object, name: str) -> int:
     raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
 
 
+def in_words(ms: int) -> str:
+    """A duration in its largest whole unit: ``24 h``, ``90 min``, ``1500 ms``."""
+    size, unit = next((size, unit) for size, unit in _UNITS if ms % size == 0)
+    return f"{ms // size} {unit}"
+
+
 def holder(value: object) -> str:
     """Whoever a quota is for: any 1 to 255 characters."""
     if isinstance(value, str) and _is_key(value):
@@ -219,8 +226,7 @@ def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: 
     if lock_for is not None and lock_until is None:
         ms = positive_milliseconds(lock_for, "lock_for")
         if ms > max_lock_ms:
-            longest = timedelta(milliseconds=max_lock_ms)
-            raise InvalidArgument("lock_for", f"must be at most {longest}, the longest lock")
+            raise InvalidArgument("lock_for", f"must be at most {in_words(max_lock_ms)}, the longest lock")
         return f"+{ms}"
     if lock_until is not None and lock_for is None:
         return str(milliseconds(lock_until, "lock_until"))

@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 import hiredis
 
 from overbooked_lock import scripts
-from overbooked_lock.arguments import from_milliseconds
+from overbooked_lock.arguments import from_milliseconds, in_words
 from overbooked_lock.errors import (
     BookingExists,
     BookingNotFound,
@@ -158,6 +158,8 @@ class BookRequest(NamedTuple):
     lock_key: str
     fencing_token: str
     metadata: str
+    id_is_new: bool = False
+    """The engine made the booking_id for this very request: nobody else knows it."""
 
 
 class BookingRequest(NamedTuple):
@@ -421,7 +423,7 @@ def prune_slots(settings: Settings, requests: Sequence[tuple[int, int, int]]) ->
 
 def book(settings: Settings, requests: Sequence[BookRequest], mode: str = "each") -> Call:
     keys = settings.keys
-    args = [*keys.naming, mode, *_fields(requests)]
+    args = [*keys.naming, mode, *_fields(request[:-1] for request in requests)]
     named = [(request.booking_id, request.slot_id) for request in requests]
     return Call(scripts.BOOK, keys.of_bookings(_ids(requests)), args, partial(_bookings, named))
 
@@ -672,7 +674,7 @@ def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> Overboo
         return InvalidArgument("lock_until", f"must be in the future; by Redis' clock it is {now}")
     if tag == "too_long":
         return InvalidArgument(
-            "lock_until", f"must be at most {timedelta(milliseconds=settings.max_lock_ms)} from now, the longest lock"
+            "lock_until", f"must be at most {in_words(settings.max_lock_ms)} from now, the longest lock"
         )
     if tag in ("not_lockable", "disabled", "full"):
         return SlotNotLockable(slot_id, cast("Reason", tag))

@@ -253,7 +253,7 @@ class Coalescer:
         self._in_flight -= 1
         if not self._flush_is_due:
             # Not at once: who has just been answered may have more to ask, and comes before it.
-            self._flush_soon(asyncio.get_running_loop())
+            self._flush_soon(self._bind())
 
 
 class _Wire(asyncio.Protocol):

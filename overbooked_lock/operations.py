@@ -200,52 +200,10 @@ class Operations:
             if waiter is not None:
                 waiter.close()
 
-    def _attempt(self, run: Run) -> Operation[list[Lock]]:
-        loaded: set[str] = set()
-        while True:
-            try:
-                outcomes = yield run
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
-                if applied and run.requests[0].key_is_new:
-                    # Nobody knows this key, so nobody could unlock what may have been locked. With a key of
-                    # the caller's own, the lock may be an earlier hold of theirs and is not ours to release.
-                    yield InBackground(self._undo(run.requests))
-                raise
-            problem = _first_error(outcomes)
-            if problem is None:
-                return outcomes
-            if not (self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in loaded):
-                raise problem
-            loaded.add(problem.slot_id)
-            if not (yield Load(problem.slot_id)):
-                raise problem
-
     def _leave_queue(self, request: calls.LockRequest) -> Operation[None]:
         """Leaves the line, so that the next need not wait until the ticket has died."""
         with contextlib.suppress(StoreUnavailable):
             yield Run(calls.leave_queue, [calls.LeaveRequest(request.slot_id, request.lock_key, request.ticket)])
-
-    def _undo(self, requests: Sequence[calls.LockRequest]) -> Operation[None]:
-        """Unlocks what a call of unknown outcome may have locked, or may yet lock.
-
-        A request that hangs on its way can arrive after the first unlock; hence the second look.
-        """
-        claims = [calls.ClaimRequest(request.slot_id, request.lock_key) for request in requests]
-        give_up_at = time.monotonic() + self._settings.max_lock_ms / 1000
-        looks = 0
-        while looks < 2 and time.monotonic() < give_up_at:
-            try:
-                outcomes = yield Run(calls.unlock, claims)
-            except StoreUnavailable:
-                outcomes = []
-            if outcomes:
-                looks += 1
-                if all(isinstance(outcome, Unlocked) and outcome.released for outcome in outcomes):
-                    return
-            yield Pause(self._timeout)
 
     def unlock(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Unlocked]:
         return (yield from _one(Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
@@ -330,7 +288,7 @@ class Operations:
 
     def get_slot(self, slot_id: str, lock_key: str | None) -> Operation[Slot]:
         request = calls.GetRequest(arguments.slot_id(slot_id), _key_or_none(lock_key))
-        [slot] = yield from self._loading(Run(calls.get_slots, [request]))
+        [slot] = yield from self._attempt(Run(calls.get_slots, [request]))
         return slot
 
     def update_slot(
@@ -415,7 +373,7 @@ class Operations:
         booking_id: str | None,
     ) -> Operation[Booking]:
         request = _book_request(slot, lock_key, fencing_token, metadata, booking_id)
-        [booking] = yield from self._loading(Run(calls.book, [request]))
+        [booking] = yield from self._attempt(Run(calls.book, [request]))
         return booking
 
     def book_many(
@@ -431,7 +389,7 @@ class Operations:
             for slot, booking_id in zip(places, arguments.booking_ids(booking_ids, len(places)), strict=True)
         ]
         arguments.slot_ids([request.slot_id for request in requests])
-        return (yield from self._loading(Run(calls.book_many, requests, alone=True)))
+        return (yield from self._attempt(Run(calls.book_many, requests, alone=True)))
 
     def get_booking(self, booking_id: str) -> Operation[Booking]:
         return (yield from _one(Run(calls.get_bookings, [_booking_request(booking_id)])))
@@ -450,7 +408,7 @@ class Operations:
     def reschedule_booking(self, booking_id: str, target_slot_id: str, lock_key: str | None) -> Operation[Booking]:
         target = arguments.slot_id(target_slot_id, "target_slot_id")
         request = _booking_request(booking_id, target, _key_or_none(lock_key))
-        [booking] = yield from self._loading(Run(calls.reschedule_booking, [request]))
+        [booking] = yield from self._attempt(Run(calls.reschedule_booking, [request]))
         return booking
 
     def delete_booking(self, booking_id: str) -> Operation[bool]:
@@ -482,17 +440,6 @@ class Operations:
             request = request._replace(
                 cursor=listed.next_cursor, skip=max(0, skip - total), limit=limit - len(bookings)
             )
-
-    def _loading(self, run: Run) -> Operation[Any]:
-        """The outcomes of a run; slots that it lacks are asked of the host first."""
-        asked: set[str] = set()
-        while True:
-            try:
-                return (yield from _all(run))
-            except SlotNotFound as missing:
-                if not self._can_load or missing.slot_id in asked or not (yield Load(missing.slot_id)):
-                    raise
-                asked.add(missing.slot_id)
 
     # API keys
 
@@ -531,11 +478,66 @@ class Operations:
     def get_answer(self, name: str) -> Operation[str | None]:
         return (yield from _one(Run(calls.get_answer, [arguments.answer_name(name)])))
 
+    # What several verbs share
+
+    def _attempt(self, run: Run) -> Operation[Any]:
+        """The outcomes of a run. Slots that it lacks are asked of the host; what nobody could end later is undone."""
+        asked: set[str] = set()
+        while True:
+            try:
+                outcomes = yield run
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
+                if applied and (undoing := _undoing(run.requests)):
+                    yield InBackground(self._undo(undoing))
+                raise
+            problem = _first_error(outcomes)
+            if problem is None:
+                return outcomes
+            if not (self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in asked):
+                raise problem
+            asked.add(problem.slot_id)
+            if not (yield Load(problem.slot_id)):
+                raise problem
+
+    def _undo(self, undoing: Run) -> Operation[None]:
+        """Ends what a call of unknown outcome may have made, or may yet make.
+
+        A request that hangs on its way can arrive after the first try; hence the second look.
+        """
+        give_up_at = time.monotonic() + self._settings.max_lock_ms / 1000
+        looks = 0
+        while looks < 2 and time.monotonic() < give_up_at:
+            try:
+                outcomes = yield undoing
+            except StoreUnavailable:
+                outcomes = []
+            if outcomes:
+                looks += 1
+                if all(outcome is True or (isinstance(outcome, Unlocked) and outcome.released) for outcome in outcomes):
+                    return
+            yield Pause(self._timeout)
+
 
 def _key_hash(key: str) -> str:
     # The store keeps this, and looks keys up by it: what leaks from the store opens nothing, and how long a look-up
     # takes tells of the hash and not of the key. A key of 256 random bits needs no slower hash.
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _undoing(requests: Sequence[Any]) -> Run | None:
+    """What ends a lock or a booking that these requests may have made; None if that is the caller's own business.
+
+    Nobody knows a key or an id that was made for a call, so nobody could unlock or cancel what came of it. With one of
+    the caller's own, the lock or the booking may be an earlier one of theirs.
+    """
+    if isinstance(requests[0], calls.LockRequest) and requests[0].key_is_new:
+        return Run(calls.unlock, [calls.ClaimRequest(request.slot_id, request.lock_key) for request in requests])
+    if isinstance(requests[0], calls.BookRequest) and requests[0].id_is_new:
+        return Run(calls.delete_bookings, [calls.DeleteBookingRequest(request.booking_id) for request in requests])
+    return None
 
 
 def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
@@ -600,6 +602,7 @@ def _book_request(
         claim.lock_key,
         claim.fencing_token,
         arguments.metadata({} if metadata is None else metadata),
+        booking_id is None,
     )
 
 

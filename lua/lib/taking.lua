@@ -16,8 +16,8 @@ local function refusal(i, lock_key, token)
   local key, until_ms = lock_in_the_way(i)
   if not record then
     return redis.call('EXISTS', record_name(i)) == 1 and 'corrupt' or 'slot_not_found'
-  elseif not resource_of(i) then
-    return 'corrupt'
+  elseif not resource_of(i) or not key_of(i) and redis.call('EXISTS', lock_name(i)) == 1 then
+    return 'corrupt'  -- a lock of another type may be somebody's all the same
   end
   local tag = obstacle(record, key, lock_key)
   if not tag and key_of(i) and claim_on(i, lock_key, token) ~= 'yours' then

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tarfile
@@ -22,10 +23,13 @@ with LockEngine.embedded("data", unregistered="allow") as engine:
     print(engine.unlock(engine.lock("s", lock_for=timedelta(minutes=1))).released)
 """
 
+# In a fresh environment nothing of this one may be in reach.
+ENV = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
 
 def run(*command: str, cwd: Path) -> str:
     """Runs a command to its end; returns what it printed."""
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=100)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=100, env=ENV)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

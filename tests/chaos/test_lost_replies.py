@@ -37,7 +37,7 @@ TIMEOUT = 0.35
 NewSlots = Callable[..., NewSlot]
 
 LOCK, UNLOCK, EXTEND = runs(scripts.LOCK), runs(scripts.UNLOCK), runs(scripts.EXTEND)
-GET = runs(scripts.GET_SLOTS)
+GET, BOOK, DELETE = runs(scripts.GET_SLOTS), runs(scripts.BOOK), runs(scripts.DELETE_BOOKINGS)
 
 
 class Store:
@@ -485,6 +485,40 @@ def test_a_lock_with_a_key_of_ones_own_is_never_undone(hasty: LockEngine, proxy:
     assert again.fencing_token == store.token("a")
 
 
+def test_bookings_of_unknown_outcome_are_undone(
+    hasty: LockEngine, proxy: Proxy, lock_engine: LockEngine, new_slot: NewSlots
+) -> None:
+    """Nobody has the ids that the engine made, so nobody could cancel: the places are free again as soon as it can."""
+    one, *two = (slot.id for slot in lock_engine.create_slots(new_slot() for _ in range(3)))
+    proxy.withhold_reply(BOOK, times=ALWAYS)
+    proxy.cut_request(DELETE, times=ALWAYS)
+    with pytest.raises(StoreUnavailable) as error:
+        hasty.book(one)
+    assert error.value.outcome == "unknown"
+    with pytest.raises(StoreUnavailable):
+        hasty.book_many(two)
+    assert {booking.slot_id for booking in lock_engine.list_bookings().bookings} == {one, *two}
+    proxy.heal()
+    until(lambda: lock_engine.list_bookings().total == 0)
+    assert all(lock_engine.get_slot(slot_id).available for slot_id in (one, *two))
+
+
+def test_a_booking_with_an_id_of_ones_own_is_never_undone(
+    hasty: LockEngine, proxy: Proxy, lock_engine: LockEngine, new_slot: NewSlots
+) -> None:
+    """The caller has the id: they can ask again, or cancel."""
+    mine, clock = (slot.id for slot in lock_engine.create_slots([new_slot(), new_slot()]))
+    proxy.withhold_reply(BOOK, times=ALWAYS)
+    with pytest.raises(StoreUnavailable):
+        hasty.book(mine, booking_id="mine")
+    with pytest.raises(StoreUnavailable):
+        hasty.book(clock)
+    proxy.heal()
+    # What is undone was booked later than what must not be.
+    until(lambda: lock_engine.get_slot(clock).num_bookings == 0)
+    assert hasty.book(mine, booking_id="mine") == lock_engine.get_booking("mine")
+
+
 def test_closing_an_engine_ends_its_undoing(hasty: LockEngine, proxy: Proxy) -> None:
     """An engine that is closed leaves nothing behind that knocks at a dead store, however much there was to undo."""
     threads = set(threading.enumerate())
@@ -504,6 +538,26 @@ def test_closing_an_engine_ends_its_undoing(hasty: LockEngine, proxy: Proxy) -> 
 
 
 # Cancelled and interrupted callers
+
+
+async def test_a_cancelled_booking_is_undone(
+    proxy: Proxy, lock_engine: LockEngine, lock_namespace: str, new_slot: NewSlots
+) -> None:
+    """The request was on its way when its caller went: the booking that it makes does not stay."""
+    async with AsyncLockEngine.from_url(proxy.url, namespace=lock_namespace) as engine:
+        slot = await engine.create_slot(new_slot(capacity=2))
+        first = await engine.book(slot.id)
+        sent, undone = proxy.count(BOOK), proxy.count(DELETE)
+        proxy.freeze()
+        booking = asyncio.create_task(engine.book(slot.id))
+        await asyncio.to_thread(until, lambda: proxy.count(BOOK) > sent)
+        booking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await booking
+        proxy.heal()
+        await asyncio.to_thread(until, lambda: proxy.count(DELETE) > undone)
+        await asyncio.to_thread(until, lambda: lock_engine.get_slot(slot.id).num_bookings == 1)
+        assert (await engine.list_bookings()).bookings == (first,)
 
 
 async def test_a_cancelled_lock_is_undone(proxy: Proxy, store: Store, lock_namespace: str) -> None:

@@ -299,6 +299,19 @@ def test_a_slots_record_that_is_cut_off_books_nothing(
     assert raw.get(f"{lock_namespace}:slot:{slot.id}:record") == text
 
 
+@pytest.mark.parametrize("verb", ["book", "reschedule"])
+def test_a_slot_whose_lock_is_not_ours_to_read_is_not_booked(
+    engine: LockEngine, slot: Slot, new_slot: Make, raw: redis.Redis, lock_namespace: str, verb: str
+) -> None:
+    """A key of another type in the lock's place may mean that somebody has the slot."""
+    elsewhere = engine.book(engine.create_slot(new_slot()).id)
+    raw.rpush(f"{lock_namespace}:slot:{slot.id}:lock", "not ours")
+    with pytest.raises(StoreCorrupt, match=slot.id):
+        engine.book(slot.id) if verb == "book" else engine.reschedule_booking(elsewhere.id, slot.id)
+    assert counters(engine.get_slot(slot.id)) == (0, 0, 0)
+    assert engine.list_bookings().bookings == (elsewhere,)
+
+
 def test_a_string_is_not_taken_for_a_list_of_its_letters(engine: LockEngine, new_slot: Make) -> None:
     """Nor is what is no list at all."""
     engine.create_slots([new_slot(id="a"), new_slot(id="b")])

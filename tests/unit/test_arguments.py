@@ -50,7 +50,7 @@ def test_lock_for(engine: LockEngine, lock_for: Any) -> None:
 
 def test_lock_for_beyond_max_lock(engine: LockEngine) -> None:
     """The error names the longest lock."""
-    with pytest.raises(InvalidArgument, match="lock_for must be at most 1 day, 0:00:00, the longest lock"):
+    with pytest.raises(InvalidArgument, match="lock_for must be at most 24 h, the longest lock"):
         engine.lock("s", lock_for=timedelta(hours=24, milliseconds=1))
 
 
