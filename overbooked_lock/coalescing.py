@@ -269,7 +269,8 @@ class _Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._answered: Callable[[list[Any] | OSError], None] | None = None
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._looks_at = 0.0
+        self._sent_at = self._deadline = self._looks_at = 0.0
+        self._sleeps = 0
         self._timer: asyncio.TimerHandle | None = None
         self._error: OSError = ConnectionResetError("the server closed the connection")
         self._transport.set_protocol(self)
@@ -280,13 +281,27 @@ class _Wire(asyncio.Protocol):
     ) -> None:
         """Sends commands; ``answered`` gets their replies, or why there are none within ``timeout`` seconds."""
         self._expected, self._replies, self._answered = len(commands), [], answered
-        self._deadline = time.monotonic() + timeout
+        self._sent_at = time.monotonic()
+        self._deadline = self._sent_at + timeout
         self._watch(timeout)
         if self._transport.is_closing():
             # It broke while it was idle, and connection_lost has been: nobody else would tell.
             self._loop.call_soon(self.connection_lost, None)
         else:
             self._transport.write(b"".join(commands))
+            if self._sleeps:
+                self._sleeps -= 1
+            else:
+                self._loop.call_soon(self._spin, self._sent_at)
+
+    def _spin(self, sent_at: float) -> None:
+        """Keeps the loop awake, but from nothing else, while the exchange of that time lasts."""
+        if self._answered is None or self._sent_at != sent_at:
+            return
+        if time.monotonic() - sent_at < store.SPIN:
+            self._loop.call_soon(self._spin, sent_at)
+        else:
+            self._sleeps = store.SLEEPS
 
     def data_received(self, data: bytes) -> None:
         try:

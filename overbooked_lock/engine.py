@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import threading
 import time
@@ -86,6 +87,7 @@ class LockEngine:
         self._loading: dict[str, Future[bool]] = {}
         self._mutex = threading.Lock()
         self._idle: deque[_Wire] = deque()
+        self._wires: set[_Wire] = set()
         self._pid = os.getpid()
         self._examined = False
         self._closing = threading.Event()
@@ -673,7 +675,9 @@ class LockEngine:
             try:
                 wire = self._take_wire(attempts)
                 sent = True
-                reply = wire.exchange(call.evalsha(), attempts.time_for_next())
+                # A thread that is alone can spin; among others it would keep the interpreter from them.
+                alone = len(self._wires) == len(self._idle) + 1
+                reply = wire.exchange(call.evalsha(), attempts.time_for_next(), spin=alone)
                 if store.is_forgotten_script(reply):
                     reply = wire.exchange(call.eval(), attempts.time_for_next())
                 if isinstance(reply, ResponseError):
@@ -695,7 +699,7 @@ class LockEngine:
             raise attempts.gave_up("this engine is closed", sent=False)
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
-            self._idle, self._pid = deque(), os.getpid()
+            self._idle, self._wires, self._pid = deque(), set(), os.getpid()
         try:
             return self._idle.pop()
         except IndexError:
@@ -714,18 +718,23 @@ class LockEngine:
         except BaseException:
             connection.disconnect()
             raise
+        self._wires.add(wire)
         return wire
 
     def _discard(self, wire: _Wire | None) -> None:
         """Drops a broken connection, and the idle ones with it: what broke one has mostly broken all."""
         if wire is not None:
-            wire.close()
+            self._close(wire)
         self._drop_idle()
 
     def _drop_idle(self) -> None:
         with contextlib.suppress(IndexError):
             while True:
-                self._idle.pop().close()
+                self._close(self._idle.pop())
+
+    def _close(self, wire: _Wire) -> None:
+        self._wires.discard(wire)
+        wire.close()
 
     def _in_background(self, step: InBackground) -> None:
         def work() -> None:
@@ -770,16 +779,23 @@ class _Wire:
         self._connection = connection
         self._socket = cast("socket.socket", connection._sock)  # noqa: SLF001 - there is no public way to it
         self._reader = hiredis.Reader(replyError=ResponseError)
+        self._readable = select.poll()
+        self._readable.register(self._socket, select.POLLIN)
         self._limited_to = -1.0
+        self._sleeps = 0
 
-    def exchange(self, command: bytes, timeout: float) -> Any:
+    def exchange(self, command: bytes, timeout: float, *, spin: bool = False) -> Any:
         """Sends a command and returns its reply within ``timeout`` seconds; an error reply is returned too.
 
-        Raises OSError, or a RedisError if what comes is no reply.
+        With ``spin`` it may look for the reply before it sleeps. Raises OSError, or a RedisError if what comes is none.
         """
         deadline = time.monotonic() + timeout
         self._limit(timeout)
         self._socket.sendall(command)
+        if self._sleeps:
+            self._sleeps -= 1
+        elif spin:
+            self._spin()
         while True:
             data = self._socket.recv(65536)
             if not data:
@@ -791,6 +807,13 @@ class _Wire:
             # The time limit is for the whole reply, and not for each of its packets.
             self._limit(max(deadline - time.monotonic(), 0.001))
         return reply
+
+    def _spin(self) -> None:
+        until = time.monotonic() + store.SPIN
+        while not self._readable.poll(0):
+            if time.monotonic() >= until:
+                self._sleeps = store.SLEEPS
+                return
 
     def close(self) -> None:
         self._connection.disconnect()

@@ -27,6 +27,12 @@ OLDEST_SERVER = (6, 2)
 FAILURES = (RedisError, OSError)
 """What a redis-py connection raises when something is wrong with the store, or with the way to it."""
 
+SPIN = 0.00015
+"""Seconds for which a connection looks for a reply before it sleeps: to be woken takes longer than a near server."""
+
+SLEEPS = 64
+"""Replies that it sleeps for once it looked in vain: the server is far, or has much to do, or we are in its way."""
+
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _SHORTEST_TRY = 0.5
 _LEAST_TRY = 0.005  # less would not reach a server and come back

@@ -1,0 +1,67 @@
+"""Before it sleeps, a lone caller's connection looks for its reply: seen by the processor time that this takes."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import redis
+
+from overbooked_lock import LockEngine, store
+
+PAUSE_MS = 200
+LONG = 10.0  # seconds
+
+
+def test_a_lone_caller_looks_for_its_reply(
+    engine: LockEngine, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To be woken would take longer than a near server does. Who looked in vain sleeps for a while."""
+
+    def busy_while_paused() -> float:
+        raw.client_pause(PAUSE_MS)
+        start, cpu = time.perf_counter(), time.process_time()
+        engine.check("x", lock_key="x")
+        return (time.process_time() - cpu) / (time.perf_counter() - start)
+
+    monkeypatch.setattr(store, "SPIN", LONG)
+    monkeypatch.setattr(store, "SLEEPS", 2)
+    engine.check("x", lock_key="x")
+    assert busy_while_paused() > 0.25
+    monkeypatch.setattr(store, "SPIN", 0.001)
+    assert busy_while_paused() < 0.1
+    monkeypatch.setattr(store, "SPIN", LONG)
+    assert busy_while_paused() < 0.1
+    assert busy_while_paused() < 0.1
+    assert busy_while_paused() > 0.25
+
+
+def test_threads_leave_the_interpreter_to_each_other(
+    lock_engine: LockEngine, raw: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is not alone sleeps at once: the other threads have work to do."""
+
+    def ask() -> float:
+        start, cpu = time.perf_counter(), time.thread_time()
+        lock_engine.check("x", lock_key="x")
+        return (time.thread_time() - cpu) / (time.perf_counter() - start)
+
+    def second_of_two() -> float:
+        raw.client_pause(PAUSE_MS)
+        first = threading.Thread(target=ask)
+        first.start()
+        while len(lock_engine._idle) == len(lock_engine._wires):
+            time.sleep(0.001)  # there is no event for what a thread does inside
+        busy = ask()
+        first.join()
+        return busy
+
+    ask()
+    second_of_two()  # each has a connection from now on
+    assert len(lock_engine._wires) == 2
+    monkeypatch.setattr(store, "SPIN", LONG)
+    monkeypatch.setattr(store, "SLEEPS", 0)
+    for wire in lock_engine._wires:
+        wire._sleeps = 0
+    assert second_of_two() < 0.15
