@@ -945,13 +945,29 @@ def main() -> int:
         return int(app(standalone_mode=False))
     except typer.TyperException as error:
         if message := error.format_message():  # else nothing was asked for, and the help has been shown
-            _report(_WrongUsage(message))
+            _report(_WrongUsage(_reworded(message)))
         return error.exit_code
     except OverbookedError as error:
         _report(error)
         return next((code for code, (_, kinds) in EXITS.items() if isinstance(error, kinds)), 1)
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+_TYPERS_WORDS = {
+    r"^Invalid value for '(.+?)': (?:Value error, )?": r"\1 ",
+    r"Input should be a valid number\b.*": "must be a number",
+    r"Input should be a valid integer\b.*": "must be a whole number",
+    r"Input should be (greater|less) than or equal to": r"must be \1 than or equal to",
+    r"'.*' is not one of (.*?)\.?$": r"must be one of \1",
+}
+
+
+def _reworded(message: str) -> str:
+    """What typer has against an option, as we say it: the option, and what is allowed."""
+    for theirs, ours in _TYPERS_WORDS.items():
+        message = re.sub(theirs, ours, message)
+    return message
 
 
 def _leave(number: int, _: FrameType | None) -> NoReturn:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from overbooked_lock.bench.options import NAMESPACE, Options
-from overbooked_lock.bench.scenarios import SCENARIOS
+from overbooked_lock.bench.scenarios import SCENARIOS, Scenario
 from overbooked_lock.cli_options import duration
 from overbooked_lock.errors import OverbookedError
 
@@ -26,9 +26,15 @@ HELP = """Put load on a deployment, and see what it bears and whether it keeps i
 It registers slots of its own, plays a scenario on them, counts again in the store, and removes what it made.
 """
 
+
+def _defaults(kind: type[Scenario]) -> str:
+    slots = kind.slots(kind.callers)
+    return f"{kind.callers:,} callers, {slots:,} slot{'' if slots == 1 else 's'}"
+
+
 EPILOG = "\n".join(
-    ["[bold]Scenarios[/bold]"]
-    + [f"{name}: {kind.summary}\n" for name, kind in SCENARIOS.items()]
+    ["[bold]Scenarios[/bold], and how many callers and slots each has unless told"]
+    + [f"{name} ({_defaults(kind)}): {kind.summary}\n" for name, kind in SCENARIOS.items()]
     + [
         f"With --check the exit code is {CHECK_FAILED} if something is broken that must hold, an operation failed, an "
         "arrival was dropped, or a limit was missed."
@@ -95,7 +101,7 @@ def bench(
         int | None,
         typer.Option(
             metavar="N",
-            show_default="as the scenario has it",
+            show_default="the scenario's, see below",
             help="Closed loop: so many callers, each of which waits for its answer before it goes on.",
             rich_help_panel=_LOAD,
         ),
@@ -133,7 +139,10 @@ def bench(
     slots: Annotated[
         int | None,
         typer.Option(
-            metavar="N", show_default="as the scenario has it", help="How many slots there are.", rich_help_panel=_LOAD
+            metavar="N",
+            show_default="the scenario's, see below",
+            help="How many slots there are.",
+            rich_help_panel=_LOAD,
         ),
     ] = None,
     seed: Annotated[

@@ -89,13 +89,15 @@ class Options:
             raise InvalidArgument("arrivals", "must be 'poisson' or 'constant'")
         if self.max_p99 is not None:
             _at_least(self.max_p99, "max_p99", timedelta(microseconds=1))
-        if self.min_rate is not None and self.min_rate <= 0:
+        if self.min_rate is not None and not self.min_rate > 0:
             raise InvalidArgument("min_rate", "must be above 0")
 
     def _check_target(self) -> None:
         over_http = self.url is not None and self.url.startswith(("http://", "https://"))
         if self.url is not None and not over_http and not self.url.startswith(("redis://", "rediss://", "unix://")):
-            raise InvalidArgument("url", "must start with redis://, rediss://, unix://, http:// or https://")
+            allowed = "must start with redis://, rediss://, unix://, http:// or https://"
+            bare = "://" not in self.url and "@" not in self.url  # before an @ stands what is secret
+            raise InvalidArgument("url", f"{allowed}; for a Redis, redis://{self.url}" if bare else allowed)
         if over_http and not self.key:
             raise InvalidArgument("key", "must be given for http://: a secret one, since slots are made and removed")
         if self.key and not over_http:

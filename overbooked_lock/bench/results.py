@@ -133,7 +133,7 @@ class Second(_Fact):
         by_operation: The same for each operation: those that were answered.
         p50_ms, p99_ms, max_ms: Of all operations that ended in it; None if none did.
         in_flight: Callers or arrivals that were under way at its end.
-        dropped: Arrivals that were turned away, since too many were under way.
+        dropped: Arrivals that were not served, since too many were under way.
         harness_cpu: The share of a core of each process of ours.
         server_cpu: That of the server.
         machine_cpu: The share of all cores of our machine that were busy, whoever with.
@@ -250,10 +250,10 @@ class Run(_Fact):
         spans: Waits and delays.
         seconds: The run, second by second.
         rate: Operations answered for each second of ``measured_s``.
-        counts: The scenario's own: ``shoppers``, ``sold``, ``abandoned`` … in the order to be shown.
+        counts: The scenario's own: ``shoppers``, ``sold``, ``turned_away`` … in the order to be shown.
         failures: How many operations failed, by why.
         arrivals: How many were due in an open loop; None in a closed one.
-        dropped: How many of these were turned away, since too many were under way.
+        dropped: How many of these were not served, since too many were under way.
         lateness: How late, after they were due, the harness itself began arrivals: part of the latencies.
         harness_cpu: The mean share of a core of each process of ours.
         server_cpu: That of the server.

@@ -164,7 +164,7 @@ class Onsale(Scenario):
 
     summary = (
         "An on-sale: shoppers want the best seats most, hold one, think, pay and book it, or abandon it; "
-        "who is refused three times leaves."
+        "who finds three seats taken is turned away."
     )
     needs = frozenset({"lock", "unlock", "book"})
     callers = 500
@@ -172,7 +172,7 @@ class Onsale(Scenario):
         "shoppers": "came to buy a seat",
         "sold": "bought one",
         "abandoned": "had a seat, and did not buy it",
-        "refused": "found three seats taken, and left",
+        "turned_away": "found three seats taken, and left",
         "not_confirmed": "wanted to pay, and got no booking",
     }
     TRIES: ClassVar[int] = 3
@@ -198,7 +198,7 @@ class Onsale(Scenario):
                 break
             await caller.pause(self.LOOKING_S)
         else:
-            self.counts["refused"] += 1
+            self.counts["turned_away"] += 1
             return
         await caller.pause(self.THINKING_S)
         if caller.rng.random() < self.ABANDON:
@@ -217,7 +217,7 @@ class Onsale(Scenario):
     def judge(cls, evidence: Evidence) -> Iterator[Verdict]:
         counts = evidence.counts
         yield from verdicts.bookings(evidence, counts.get("sold", 0))
-        left = sum(counts.get(end, 0) for end in ("sold", "abandoned", "refused", "not_confirmed"))
+        left = sum(counts.get(end, 0) for end in ("sold", "abandoned", "turned_away", "not_confirmed"))
         shoppers = counts.get("shoppers", 0)
         yield Verdict(
             "every shopper is accounted for",

@@ -213,8 +213,8 @@ def _onsale(run: Run) -> str:
     sold_twice = f"{double:,} seats were sold twice" if double else "no seat was sold twice"
     return (
         f"Of {counts['shoppers']:,} shoppers, {counts['sold']:,} bought one of {slots:,} seats, "
-        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['refused']:,} left, for the three seats they "
-        f"tried were taken (all want the best seats most). Counted again in the store: {sold_twice}."
+        f"{counts['abandoned']:,} had a seat and abandoned it, {counts['turned_away']:,} were turned away, for the "
+        f"three seats they tried were taken (all want the best seats most). Counted again in the store: {sold_twice}."
     )
 
 

@@ -476,11 +476,11 @@ def test_the_unexpected_ends_in_1(environment: Environment) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("lock", "s", "--for", "5"), "'--for': must be a duration like 90s"),
+        (("lock", "s", "--for", "5"), "--for must be a duration like 90s"),
         (("lock", "s", "--for", "0s"), "--for must be a duration of at least 1 ms"),
         (("lock", "s", "--for", "90d"), "--for must be at most"),
         (("lock", "s", "--until", "2020-01-01"), "--until must be in the future"),
-        (("lock", "s", "--until", "noon"), "'--until': must be an ISO 8601 date like 2030-06-01T18:00Z"),
+        (("lock", "s", "--until", "noon"), "--until must be an ISO 8601 date like 2030-06-01T18:00Z"),
         (("lock", "s"), "--until or --for must be given"),
         (("lock", "", "--for", "1m"), "SLOT must be a string of 1 to 255 characters"),
         (("lock", "s", "--for", "1m", "--url", "http://x"), "--url must start with redis://"),

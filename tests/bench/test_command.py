@@ -129,10 +129,12 @@ def test_only_a_report_needs_matplotlib(lock_server: EmbeddedServer, tmp_path: P
 
 
 def test_the_help_lists_every_scenario() -> None:
-    """With what each of them plays."""
+    """With what each of them plays, and how many callers and slots it has unless told."""
     shown = " ".join(bench("--help").stdout.split())
     for name, scenario in SCENARIOS.items():
-        assert f"{name}: {scenario.summary}" in shown
+        slots = scenario.slots(scenario.callers)
+        count = f"{slots:,} slot" if slots == 1 else f"{slots:,} slots"
+        assert f"{name} ({scenario.callers:,} callers, {count}): {scenario.summary}" in shown
 
 
 @pytest.mark.parametrize(
@@ -140,11 +142,17 @@ def test_the_help_lists_every_scenario() -> None:
     [
         (("--scenario", "rush"), "--scenario must be one of uncontended, hotspot, onsale"),
         (("--url", "ftp://x"), "--url must start with redis://"),
+        (("--url", "localhost:6379"), "https://; for a Redis, redis://localhost:6379"),
         (("--url", "http://x"), "--key must be given for http://"),
         (("--key", "sk"), "--key is for http:// alone"),
         (("--sidecar", "shop"), "--sidecar needs the Redis"),
         (("--callers", "5", "--rate", "5"), "--callers can't be given beside rate"),
         (("--rate", "0"), "--rate must be above 0"),
+        (("--rate", "abc"), "overbooked-lock: --rate must be a number"),
+        (("--min-rate", "nan"), "--min-rate must be above 0"),
+        (("--callers", "1.5"), "overbooked-lock: --callers must be a whole number"),
+        (("--duration", "5"), "overbooked-lock: --duration must be a duration like 90s"),
+        (("--arrivals", "x"), "--arrivals must be one of 'poisson', 'constant'"),
         (("--processes", "0"), "--processes must be 1 to 256"),
         (("--duration", "1ms"), "--duration must be at least 100 ms"),
         (("--max-p99", "0s"), "--max-p99 must be at least"),

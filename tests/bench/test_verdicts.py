@@ -20,7 +20,7 @@ CLEAN = Evidence(
     unkept=0,
     succession=Succession(overlaps=0, repeated=0, handovers_s=[]),
     recount=Recount(bookings={"a": 1, "b": 1}, counted={"a": 1, "b": 1}, locked=0),
-    counts={"shoppers": 3, "sold": 2, "refused": 1, "locks_that_ended": 5, "booked": 3, "cancelled": 1},
+    counts={"shoppers": 3, "sold": 2, "turned_away": 1, "locks_that_ended": 5, "booked": 3, "cancelled": 1},
     outcomes={"lock": {"done": 3, "refused": 0, "failed": 0}},
     unfinished=0,
 )
