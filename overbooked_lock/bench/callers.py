@@ -82,6 +82,12 @@ class Notes:
         why = re.sub("'[^']*'", "…", str(error))
         self.failures[why if why in self.failures or len(self.failures) < _MOST_REASONS else "other"] += 1
 
+    def begin(self) -> dict[str, list[int]]:
+        """What is measured begins; gives the outcomes until now. Grants and failures count from the first caller on."""
+        self.attempts = [0] * len(self.attempts)
+        self.wins = [0] * len(self.wins)
+        return self.next_second().outcomes
+
     def next_second(self) -> Tally:
         """The tally of the second that is over; a new one begins."""
         over, self.second = self.second, Tally()
@@ -133,11 +139,11 @@ class Caller:
     ) -> Held | None:
         """Locks a slot, by its number; ``lock_until`` where the target takes dates of the store's clock."""
         notes, key = self._notes, self._new_key()
-        notes.attempts[slot] += 1
         slot_id = self._slot_ids[slot]
         token = await self._ask(
             "lock" if wait is None else WAITING, self.target.lock(slot_id, key, lock_for, lock_until, wait)
         )
+        notes.attempts[slot] += 1
         if token is None:
             return None
         notes.wins[slot] += 1
@@ -146,10 +152,10 @@ class Caller:
     async def lock_many(self, slots: Sequence[int], *, lock_for: timedelta = LOCK_FOR) -> list[Held] | None:
         """Locks all of them with one key, or none."""
         notes, key = self._notes, self._new_key()
-        for slot in slots:
-            notes.attempts[slot] += 1
         slot_ids = [self._slot_ids[slot] for slot in slots]
         tokens = await self._ask("lock_many", self.target.lock_many(slot_ids, key, lock_for))
+        for slot in slots:
+            notes.attempts[slot] += 1
         if tokens is None:
             return None
         since = clock()

@@ -93,7 +93,7 @@ def bench(
             parser=duration,
             metavar="DURATION",
             show_default="1s",
-            help="How long before that, on other slots and unmeasured.",
+            help="How long before that, unmeasured: first on other slots, then callers come one after the other.",
             rich_help_panel=_LOAD,
         ),
     ] = None,

@@ -207,11 +207,9 @@ class _Listener:
             self._expect_ready(pipe)
         server = Server(self._where)
         self._server_name = server.name()
-        start = time.monotonic() + _START_IN_S
-        self._started_at = datetime.now(UTC)
+        start = time.monotonic() + _START_IN_S + self._options.ramp.total_seconds()
         for pipe in self._processes:
             pipe.send(start)
-        self._watcher.phase("running")
         try:
             self._follow(start, server)
         finally:
@@ -237,6 +235,9 @@ class _Listener:
         duration = self._options.duration.total_seconds()
         while speaking:
             if time.monotonic() >= next_look:
+                if not number:
+                    self._started_at = datetime.now(UTC)
+                    self._watcher.phase("running")
                 self._look(server, number)
                 number += 1
                 next_look = start + (min(number, duration) if number - 1 < duration else number)
@@ -318,6 +319,7 @@ class _Listener:
         lateness = new_histogram()
         counts, failures, batches = Counter[str](), Counter[str](), Counter[int]()
         attempts, wins = [0] * plan.slots, [0] * plan.slots
+        outcomes = self._outcomes.copy()
         for final in finals:
             grants.merge(final.grants)
             for name, encoded in final.spans.items():
@@ -326,6 +328,8 @@ class _Listener:
             counts += final.counts
             failures += final.failures
             batches += final.batches
+            for name, ended in final.before.items():
+                outcomes[name] = [a + b for a, b in zip(outcomes.get(name, [0, 0, 0]), ended, strict=True)]
             attempts = [a + b for a, b in zip(attempts, final.attempts, strict=True)]
             wins = [a + b for a, b in zip(wins, final.wins, strict=True)]
         passed_on = succession(grants)
@@ -339,7 +343,7 @@ class _Listener:
             succession=passed_on,
             recount=recount,
             counts=counts,
-            outcomes={name: dict(zip(_OUTCOMES, ended, strict=True)) for name, ended in self._outcomes.items()},
+            outcomes={name: dict(zip(_OUTCOMES, ended, strict=True)) for name, ended in outcomes.items()},
             unfinished=sum(final.unfinished for final in finals),
         )
         during = [one for one in self._shown if one.at_s < options.duration.total_seconds() - 0.001]

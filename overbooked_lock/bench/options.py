@@ -14,6 +14,7 @@ from overbooked_lock.errors import InvalidArgument
 NAMESPACE = "overbooked-lock-bench"
 MOST_SLOTS = 1_000_000
 _SECRET = frozenset({"url", "key"})
+_SHORTEST_RAMP, _LONGEST_RAMP = timedelta(milliseconds=100), timedelta(seconds=1)
 
 
 def _default_processes() -> int:
@@ -32,7 +33,8 @@ class Options:
         sidecar: The name of a sidecar, to ask that one over the Redis of ``url``.
         namespace: How the run's own namespace begins; what follows is made anew for each run.
         duration: How long load is given.
-        warm_up: How long, before that, other slots are locked and unlocked; not measured.
+        warm_up: How long, before that, other slots are locked and unlocked; not measured. At the end of it the callers of
+            a closed loop begin, one after the other.
         callers: In a closed loop: how many there are at a time, in all processes together. None: as the scenario
             has it.
         rate: Makes the loop an open one: so many arrivals a second, in all processes together, whether or not
@@ -104,6 +106,13 @@ class Options:
             raise InvalidArgument("key", "is for http:// alone")
         if self.sidecar is not None and (self.url is None or over_http):
             raise InvalidArgument("sidecar", "needs the Redis that it hears as url: redis://…")
+
+    @property
+    def ramp(self) -> timedelta:
+        """How long before what is measured the callers of a closed loop begin: together they would be a rush."""
+        if self.rate is not None or SCENARIOS[self.scenario].together:
+            return timedelta(0)
+        return min(max(self.warm_up / 2, _SHORTEST_RAMP), _LONGEST_RAMP)
 
     def facts(self) -> dict[str, str | int | float | bool | None]:
         """The options without what is secret; durations in seconds, under names that end in ``_s``."""

@@ -250,7 +250,8 @@ class Run(_Fact):
         spans: Waits and delays.
         seconds: The run, second by second.
         rate: Operations answered for each second of ``measured_s``.
-        counts: The scenario's own: ``shoppers``, ``sold``, ``turned_away`` … in the order to be shown.
+        counts: The scenario's own: ``shoppers``, ``sold``, ``turned_away`` … in the order to be shown; from
+            the first caller on, before the measured part, too.
         failures: How many operations failed, by why.
         arrivals: How many were due in an open loop; None in a closed one.
         dropped: How many of these were not served, since too many were under way.

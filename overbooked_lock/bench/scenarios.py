@@ -67,6 +67,7 @@ class Scenario(ABC):
         summary: What it plays, in a sentence.
         needs: What a target must be able to do.
         callers: How many there are at a time in a closed loop, unless told.
+        together: Whether they all begin at the same instant; else one after the other, before what is measured.
         own_slots: Whether each of them needs a slot of its own.
         counted: What it counts itself, and what that means, in the order to be shown.
         spans: What it times beside operations, and what that means.
@@ -76,6 +77,7 @@ class Scenario(ABC):
     summary: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset({"lock", "unlock"})
     callers: ClassVar[int] = 100
+    together: ClassVar[bool] = False
     own_slots: ClassVar[bool] = False
     counted: ClassVar[Mapping[str, str]] = {}
     spans: ClassVar[Mapping[str, str]] = {}
@@ -296,6 +298,7 @@ class Expiry(_OwnSlots):
     summary = "Waves of locks that all end at one moment, a wave a second: each end is told of once, and how soon."
     needs = frozenset({"lock", "events"})
     callers = 1000
+    together = True  # as in every wave to come
     counted: ClassVar[Mapping[str, str]] = {
         "locks_that_ended": "by their date",
         "not_told_of": "ends that no event told of",

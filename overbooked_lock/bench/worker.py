@@ -1,6 +1,7 @@
 """A process that gives load: it warms up, waits for the common start, keeps to its loop, and reports every second.
 
-A closed loop has callers that each begin anew when they are done. An open loop has arrivals on a schedule that knows
+A closed loop has callers that each begin anew when they are done; they come one after the other before the start, since
+all of them at once would be a rush that is no part of the load. An open loop has arrivals on a schedule that knows
 nothing of the target; what an arrival asks for first is timed from when it was due, so time that it lost because the
 target stalled, or because we did, is in the figures. (Leaving it out is known as coordinated omission.)
 """
@@ -87,8 +88,9 @@ class Tick:
 
 @dataclass(frozen=True)
 class Final:
-    """What a process noted of the whole run."""
+    """What a process noted of the whole run; ``before`` are the outcomes from before the start."""
 
+    before: dict[str, list[int]]
     spans: dict[str, bytes]
     grants: Grants
     counts: Counter[str]
@@ -141,6 +143,13 @@ def schedule(options: Options, process: int, start: float, end: float) -> Iterat
         due += rng.expovariate(1 / mean_s) if poisson else mean_s
 
 
+def entrances(options: Options, process: int, at_a_time: int, start: float) -> Iterator[tuple[int, float]]:
+    """The callers of a process of a closed loop: their numbers, and when they come: all by the start."""
+    ramp_s = options.ramp.total_seconds()
+    for number in range(process, at_a_time, options.processes):
+        yield number, start - ramp_s * (1 - number / at_a_time)
+
+
 def _random(seed: int, number: int) -> random.Random:
     return random.Random(seed << 48 | number)  # noqa: S311 - no secret
 
@@ -152,6 +161,7 @@ class _Worker:
         self._keys = itertools.count(job.process << 40)
         self._batches: Counter[int] = Counter()
         self._lateness: HdrHistogram = new_histogram()
+        self._before: dict[str, list[int]] = {}
         self._in_flight = self._dropped = self._arrivals = self._unfinished = 0
 
     async def run(self) -> Final:
@@ -162,15 +172,15 @@ class _Worker:
         async with job.where.open(job.process, max(1, job.share(job.at_a_time))) as target:
             await self._warm_up(target)
             async with scenario.running(target):
-                target.watch_batches(lambda size: self._batches.update((size,)))
                 gc.collect()
                 gc.freeze()  # what is there now stays: the collector need not look at it
                 self._parent.send(Ready())
                 start: float = await asyncio.to_thread(self._parent.recv)
-                await asyncio.sleep(start - clock())
+                await asyncio.sleep(start - options.ramp.total_seconds() - clock())
                 await self._load_and_tell(scenario, target, start)
         notes = self._notes
         return Final(
+            before=self._before,
             spans={name: histogram.encode() for name, histogram in notes.spans.items()},
             grants=notes.grants,
             counts=scenario.counts,
@@ -186,7 +196,7 @@ class _Worker:
 
     async def _load_and_tell(self, scenario: Scenario, target: Target, start: float) -> None:
         loading = asyncio.create_task(self._load(scenario, target, start))
-        telling = asyncio.create_task(self._tick(start))
+        telling = asyncio.create_task(self._tick(target, start))
         await asyncio.wait([loading, telling], return_when=asyncio.FIRST_COMPLETED)
         # If nobody listens any more, nobody wants the load.
         for task in (loading, telling):
@@ -201,7 +211,8 @@ class _Worker:
     async def _warm_up(self, target: Target) -> None:
         """Connects, and has the server know the scripts: nothing that is done for the first time is measured."""
         job = self._job
-        until = clock() + self._options.warm_up.total_seconds()
+        # What follows is the rest of the warm-up.
+        until = clock() + (self._options.warm_up - self._options.ramp).total_seconds()
         notes, count = Notes(len(job.warm_up_ids)), min(_WARM_UP_CALLERS, max(1, job.share(job.at_a_time)))
 
         async def call(number: int) -> None:
@@ -218,23 +229,26 @@ class _Worker:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(end - clock() + GRACE_S), asyncio.TaskGroup() as visits:
                 if self._options.rate is None:
-                    self._closed_loop(scenario, target, visits, end)
+                    self._closed_loop(scenario, target, visits, start, end)
                 else:
                     await self._open_loop(scenario, target, visits, start, end)
         self._unfinished, self._in_flight = self._in_flight, 0
 
-    def _closed_loop(self, scenario: Scenario, target: Target, visits: asyncio.TaskGroup, end: float) -> None:
+    def _closed_loop(
+        self, scenario: Scenario, target: Target, visits: asyncio.TaskGroup, start: float, end: float
+    ) -> None:
         job = self._job
 
-        async def call(number: int) -> None:
+        async def call(number: int, comes: float) -> None:
+            await asyncio.sleep(comes - clock())
             caller = Caller(number, self._rng(number), target, job.slot_ids, self._notes, self._keys)
             self._in_flight += 1
             while clock() < end:
                 await scenario.visit(caller)
             self._in_flight -= 1
 
-        for number in range(job.process, job.at_a_time, self._options.processes):
-            visits.create_task(call(number))
+        for number, comes in entrances(self._options, job.process, job.at_a_time, start):
+            visits.create_task(call(number, comes))
 
     async def _open_loop(
         self, scenario: Scenario, target: Target, visits: asyncio.TaskGroup, start: float, end: float
@@ -266,8 +280,11 @@ class _Worker:
 
     # Reports
 
-    async def _tick(self, start: float) -> None:
-        """Reports each second, and what is left of the last one when it is cancelled."""
+    async def _tick(self, target: Target, start: float) -> None:
+        """Reports each second from the start on, and what is left of the last one when it is cancelled."""
+        await asyncio.sleep(start - clock())
+        self._before = self._notes.begin()
+        target.watch_batches(lambda size: self._batches.update((size,)))
         duration = self._options.duration.total_seconds()
         began, cpu, dropped = start, time.process_time(), 0
         for number in itertools.count(1):

@@ -21,7 +21,7 @@ import redis
 
 from overbooked_lock.bench import Options, Run
 from overbooked_lock.bench.results import Second
-from overbooked_lock.bench.worker import schedule
+from overbooked_lock.bench.worker import entrances, schedule
 
 RATE, STALL_MS = 500, 300
 DURATION, ARRIVALS = timedelta(milliseconds=799), 400
@@ -45,6 +45,16 @@ def test_constant_arrivals_are_evenly_spread_over_all_processes() -> None:
     options = Options(scenario="mixed", rate=10, arrivals="constant", processes=2)
     both = sorted(due for process in (0, 1) for _, due in schedule(options, process, 5.0, 6.0))
     assert both == pytest.approx([5.0 + number / 10 for number in range(10)])
+
+
+@pytest.mark.parametrize(("warm_up_s", "ramp_s"), [(0, 0.1), (1, 0.5), (60, 1)])
+def test_callers_of_a_closed_loop_come_one_after_the_other(warm_up_s: int, ramp_s: float) -> None:
+    """From half of the warm-up on, a second at most, all by the start; no open loop has them, and a wave is one."""
+    options = Options(scenario="mixed", processes=2, warm_up=timedelta(seconds=warm_up_s))
+    both = sorted(one for process in (0, 1) for one in entrances(options, process, 10, 5.0))
+    assert [number for number, _ in both] == list(range(10))
+    assert [comes for _, comes in both] == pytest.approx([5 - ramp_s + number * ramp_s / 10 for number in range(10)])
+    assert replace(options, rate=5.0).ramp == replace(options, scenario="expiry").ramp == timedelta(0)
 
 
 class Stall:
