@@ -5,13 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
+import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import redis
+import trustme
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from overbooked_lock import AsyncLockEngine, EmbeddedServer, LockEngine, NewSlot, Slot
 
@@ -52,6 +59,50 @@ def new_slot() -> Callable[..., NewSlot]:
 def slot(lock_engine: LockEngine, new_slot: Callable[..., NewSlot]) -> Slot:
     """A registered slot with one place."""
     return lock_engine.create_slot(new_slot())
+
+
+def _speaks_tls(program: str) -> bool:
+    """A build without TLS stumbles over its options before it gets to nonsense."""
+    if not shutil.which(program):
+        return False
+    config = b"tls-port 0\nnonsense"
+    answer = subprocess.run([program, "-"], input=config, capture_output=True, check=False, timeout=10)
+    return b"nonsense" in answer.stdout + answer.stderr
+
+
+@pytest.fixture
+def tls_port(tmp_path: Path) -> Iterator[int]:
+    """The port of a server that speaks TLS alone, as localhost; ``ca.pem`` in ``tmp_path`` is who vouches for it."""
+    program = next(filter(_speaks_tls, (f"{folder}/redis-server" for folder in os.get_exec_path())), None)
+    if program is None:
+        pytest.skip("needs a redis-server with TLS on PATH: apt-get install redis-server")
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    server = authority.issue_cert("localhost")
+    server.private_key_pem.write_to_path(tmp_path / "key.pem")
+    server.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    options = {
+        "port": 0,
+        "tls-port": port,
+        "bind": "127.0.0.1",
+        "save": "",
+        "dir": tmp_path,
+        "tls-auth-clients": "no",
+        "tls-cert-file": tmp_path / "cert.pem",
+        "tls-key-file": tmp_path / "key.pem",
+        "tls-ca-cert-file": tmp_path / "ca.pem",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with subprocess.Popen([program, *words], stdout=subprocess.DEVNULL) as process:
+        try:
+            url = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
+            with redis.Redis.from_url(url, retry=Retry(ConstantBackoff(0.02), 1000)) as client:
+                client.ping()
+            yield port
+        finally:
+            process.kill()
 
 
 class _Awaited:

@@ -43,7 +43,8 @@ from overbooked_lock.bench.results import (
 )
 from overbooked_lock.bench.scenarios import SCENARIOS
 from overbooked_lock.bench.succession import succession
-from overbooked_lock.bench.targets import Kind, Where, store_offset_s
+from overbooked_lock.bench.targets import Kind, Where
+from overbooked_lock.bench.targets.reaching import reach
 from overbooked_lock.bench.verdicts import Evidence, Recount
 from overbooked_lock.bench.worker import Final, Job, Message, Ready, Tick, work
 from overbooked_lock.embedded import EmbeddedServer
@@ -77,16 +78,18 @@ def run(options: Options, watcher: Watcher | None = None) -> Run:
 
     Its processes are spawned, so a script that calls it does that under ``if __name__ == "__main__":``.
 
-    Raises InvalidArgument if the target lacks what the scenario needs, and what the target raises if it can't be used.
+    Raises InvalidArgument if the target lacks what the scenario needs, StoreUnavailable if it can't be used.
     """
     watcher = watcher or _Nobody()
     with _target(options) as where, asyncio.Runner() as runner:
         where.check(options.scenario, SCENARIOS[options.scenario])
         plan = _Plan(options, where)
+        watcher.phase("asking whether the target is there")
+        offset_s = runner.run(reach(where))
         left = ""
         try:
             watcher.phase(f"registering {plan.slots:,} slots")
-            jobs = runner.run(plan.prepare())
+            jobs = runner.run(plan.prepare(offset_s))
             with _running(jobs) as processes:
                 listener = _Listener(options, where, watcher, processes)
                 listener.listen()
@@ -133,12 +136,11 @@ class _Plan:
             )
         self._warm_up = f"{where.marker}-warm-up"
 
-    async def prepare(self) -> list[Job]:
-        """Registers the slots; gives each process its job."""
+    async def prepare(self, offset_s: float) -> list[Job]:
+        """Registers the slots; gives each process its job. ``offset_s``: of the store's clock."""
         async with self.where.open(-1, 32) as target:
             warm_up_ids = await target.create_slots(self._warm_up, 64)
             slot_ids = await target.create_slots(self.where.marker, self.slots)
-        offset_s = await store_offset_s(self.where)
         return [
             Job(self.options, self.where, process, self.at_a_time, slot_ids, warm_up_ids, offset_s)
             for process in range(self.options.processes)

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Literal
+from urllib.parse import urlsplit
 
 from overbooked_lock import arguments
 from overbooked_lock.bench.scenarios import SCENARIOS
@@ -33,7 +34,7 @@ class Options:
         sidecar: The name of a sidecar, to ask that one over the Redis of ``url``.
         namespace: How the run's own namespace begins; what follows is made anew for each run.
         duration: How long load is given.
-        warm_up: How long, before that, other slots are locked and unlocked; not measured. At the end of it the callers of
+        warm_up: How long, before that, other slots are locked and unlocked; not measured. At its end the callers of
             a closed loop begin, one after the other.
         callers: In a closed loop: how many there are at a time, in all processes together. None: as the scenario
             has it.
@@ -100,6 +101,12 @@ class Options:
             allowed = "must start with redis://, rediss://, unix://, http:// or https://"
             bare = "://" not in self.url and "@" not in self.url  # before an @ stands what is secret
             raise InvalidArgument("url", f"{allowed}; for a Redis, redis://{self.url}" if bare else allowed)
+        try:
+            urlsplit(self.url or "").port  # noqa: B018  it is read to be checked
+        except ValueError:
+            raise InvalidArgument(
+                "url", "must be a URL with a number as its port, like redis://localhost:6379"
+            ) from None
         if over_http and not self.key:
             raise InvalidArgument("key", "must be given for http://: a secret one, since slots are made and removed")
         if self.key and not over_http:

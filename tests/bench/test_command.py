@@ -143,6 +143,7 @@ def test_the_help_lists_every_scenario() -> None:
         (("--scenario", "rush"), "--scenario must be one of uncontended, hotspot, onsale"),
         (("--url", "ftp://x"), "--url must start with redis://"),
         (("--url", "localhost:6379"), "https://; for a Redis, redis://localhost:6379"),
+        (("--url", "redis://localhost:x"), "--url must be a URL with a number as its port"),
         (("--url", "http://x"), "--key must be given for http://"),
         (("--key", "sk"), "--key is for http:// alone"),
         (("--sidecar", "shop"), "--sidecar needs the Redis"),

@@ -15,7 +15,7 @@ import pytest
 from overbooked_lock import EmbeddedServer, LockEngine
 from overbooked_lock.bench import Run
 from overbooked_lock.bench.targets import Where
-from overbooked_lock.client import RequestFailed
+from overbooked_lock.bench.targets.reaching import TargetUnusable
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
 
@@ -54,7 +54,7 @@ def test_over_http(play: Callable[..., Run], lock_server: EmbeddedServer) -> Non
         assert key not in found.model_dump_json()
         assert engine.list_slots().total == engine.list_bookings().total == 0
         assert engine.list_locks() == []
-        with pytest.raises(RequestFailed, match="E015"):
+        with pytest.raises(TargetUnusable, match="does not take the API key, or not as a secret one"):
             play("mixed", url=url, key=engine.create_api_key("public").key)
 
 

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -160,57 +159,17 @@ def test_an_evicting_server_is_warned_of(
     assert "Set maxmemory-policy to noeviction" in record.getMessage()
 
 
-def speaks_tls(program: str) -> bool:
-    """A build without TLS stumbles over its options before it gets to nonsense."""
-    if not shutil.which(program):
-        return False
-    config = b"tls-port 0\nnonsense"
-    answer = subprocess.run([program, "-"], input=config, capture_output=True, check=False, timeout=10)
-    return b"nonsense" in answer.stdout + answer.stderr
-
-
-@pytest.fixture
-def tls_server(tmp_path: Path) -> Iterator[tuple[int, trustme.CA]]:
-    """A server that speaks TLS alone. The embedded one does not."""
-    program = next(filter(speaks_tls, (f"{folder}/redis-server" for folder in os.get_exec_path())), None)
-    if program is None:
-        pytest.skip("needs a redis-server with TLS on PATH: apt-get install redis-server")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
-    server = authority.issue_cert("localhost")
-    server.private_key_pem.write_to_path(tmp_path / "key.pem")
-    server.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    [port] = free_ports(1)
-    options = {
-        "port": 0,
-        "tls-port": port,
-        "bind": "127.0.0.1",
-        "save": "",
-        "dir": tmp_path,
-        "tls-auth-clients": "no",
-        "tls-cert-file": tmp_path / "cert.pem",
-        "tls-key-file": tmp_path / "key.pem",
-        "tls-ca-cert-file": tmp_path / "ca.pem",
-    }
-    with running(program, *(word for name, value in options.items() for word in (f"--{name}", str(value)))):
-        url = f"rediss://localhost:{port}?ssl_ca_certs={tmp_path / 'ca.pem'}"
-        with redis.Redis.from_url(url) as client:
-            await_that(client.ping)
-        yield port, authority
-
-
-def test_tls(tls_server: tuple[int, trustme.CA], make_engine: Callable[..., LockEngine], tmp_path: Path) -> None:
+def test_tls(tls_port: int, make_engine: Callable[..., LockEngine], tmp_path: Path) -> None:
     """With the right authority it works; with another, another host's name, or in plain text it is refused."""
-    port, _ = tls_server
     right, wrong = tmp_path / "ca.pem", tmp_path / "wrong.pem"
     trustme.CA().cert_pem.write_to_path(wrong)
     short: dict[str, Any] = {"unregistered": "allow", "timeout": timedelta(milliseconds=500)}
-    engine = make_engine(f"rediss://localhost:{port}?ssl_ca_certs={right}", **short)
+    engine = make_engine(f"rediss://localhost:{tls_port}?ssl_ca_certs={right}", **short)
     assert engine.unlock(engine.lock("s", lock_for=MINUTE)).released
     for url in (
-        f"rediss://localhost:{port}?ssl_ca_certs={wrong}",
-        f"rediss://127.0.0.1:{port}?ssl_ca_certs={right}&ssl_check_hostname=true",
-        f"redis://localhost:{port}",
+        f"rediss://localhost:{tls_port}?ssl_ca_certs={wrong}",
+        f"rediss://127.0.0.1:{tls_port}?ssl_ca_certs={right}&ssl_check_hostname=true",
+        f"redis://localhost:{tls_port}",
     ):
         with pytest.raises(StoreUnavailable):
             make_engine(url, **short).lock("s", lock_for=MINUTE)

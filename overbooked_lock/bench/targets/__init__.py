@@ -6,22 +6,19 @@ A :class:`Target` is one process's way there. All have the same verbs; ``can`` s
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
-import redis.asyncio
-
 from overbooked_lock.bench.scenarios import Scenario
-from overbooked_lock.bench.targets.base import Target, as_ours
+from overbooked_lock.bench.targets.base import Target
 from overbooked_lock.bench.targets.engine import EngineTarget
 from overbooked_lock.bench.targets.http import HttpTarget
 from overbooked_lock.bench.targets.sidecar import SidecarTarget
 from overbooked_lock.errors import InvalidArgument
 
-__all__ = ["Kind", "Target", "Where", "store_offset_s"]
+__all__ = ["Kind", "Target", "Where"]
 
 Kind = Literal["embedded", "redis", "http", "sidecar"]
 
@@ -80,19 +77,3 @@ class Where:
     def open(self, process: int, connections: int) -> Target:
         """A way there for a process, with as many connections as callers need where each takes one."""
         return _TARGETS[self.kind](self, process, connections)
-
-
-async def store_offset_s(where: Where) -> float:
-    """What the store's clock shows, in seconds since 1970, less our monotonic clock; 0 behind HTTP."""
-    if where.kind == "http":
-        return 0.0
-    async with redis.asyncio.Redis.from_url(where.url) as client:
-        with as_ours():
-            offsets = []
-            for _ in range(5):
-                asked = time.monotonic()
-                seconds, microseconds = await client.time()
-                offsets.append((time.monotonic() - asked, seconds + microseconds / 1e6 - asked))
-    # Of the quickest answer, half of whose way lies before it.
-    took, offset = min(offsets)
-    return offset - took / 2

@@ -99,6 +99,10 @@ class Target(ABC):
     # What the run itself needs
 
     @abstractmethod
+    async def ping(self) -> None:
+        """Returns if the target is there, and does what it is asked for."""
+
+    @abstractmethod
     async def create_slots(self, resource_id: str, count: int) -> list[str]:
         """Registers slots with one place each; gives their ids."""
 

@@ -76,6 +76,9 @@ class EngineTarget(Target):
     def watch_batches(self, note: Callable[[int], object]) -> None:
         self._engine._coalescer.on_batch = note  # noqa: SLF001 - our own
 
+    async def ping(self) -> None:
+        await self._engine.list_slots(limit=1, page=1)
+
     async def create_slots(self, resource_id: str, count: int) -> list[str]:
         slots = [new_slot(resource_id, number, f"{resource_id}-{number}") for number in range(count)]
         for some in chunks(slots, 512):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from overbooked_lock import NewSlot
 from overbooked_lock.bench.targets.base import Target, all_pages, chunks, in_turns, new_slot, recount_of
 from overbooked_lock.bench.verdicts import Recount
-from overbooked_lock.errors import StoreUnavailable
+from overbooked_lock.errors import OverbookedError, StoreUnavailable
 from overbooked_lock.models import Booking, Slot
 
 if TYPE_CHECKING:
@@ -96,6 +96,13 @@ class HttpTarget(Target):
 
     async def look(self, slot_id: str) -> bool:
         return (await self._ask(lambda api: api.slot.get(slot_id))).unwrap().available
+
+    async def ping(self) -> None:
+        try:  # what a secret key alone may, of a slot that is not there
+            await self._ask(lambda api: api.slot.delete(self.where.marker))
+        except OverbookedError as error:
+            if error.code != "E025":
+                raise
 
     async def create_slots(self, resource_id: str, count: int) -> list[str]:
         slots = [new_slot(resource_id, number) for number in range(count)]

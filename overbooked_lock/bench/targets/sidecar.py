@@ -164,6 +164,9 @@ class SidecarTarget(Target):
     async def look(self, slot_id: str) -> bool:
         return bool((await self._ask("get", slot_id=slot_id))["data"]["available"])
 
+    async def ping(self) -> None:
+        await self._ask("ping")
+
     async def create_slots(self, resource_id: str, count: int) -> list[str]:
         async def create(number: int) -> str:
             slot = new_slot(resource_id, number, f"{resource_id}-{number}")
