@@ -12,7 +12,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    SymmetricalLogLocator,
+)
 
 from overbooked_lock.bench.results import OUTCOMES, Latency, Operation, Run, Second, Span
 from overbooked_lock.bench.words import ms
@@ -28,6 +36,9 @@ _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 1
 _WIDTH_IN = 7.6
 _MOST_BARS = 15
 _LONGEST_LABEL = 28
+_TO = "\N{EN DASH}"
+_FAR_APART = 50
+"""Of counts that differ by more than that, the axis is logarithmic."""
 _SHORTEST_SHOWN_S = 0.2
 """A rate over less is a matter of chance."""
 
@@ -284,13 +295,21 @@ def _draw_busiest(axes: Axes, run: Run) -> str:
     attempts = axes.barh(places, [one.attempts for one in slots], 0.72, color=_STANDS_FOR["refused"], label="attempts")
     axes.barh(places, [one.wins for one in slots], 0.36, color=_STANDS_FOR["done"], label="of these, locks")
     axes.bar_label(attempts, [f"{one.wins:,} of {one.attempts:,}" for one in slots], padding=4, fontsize=8)
-    axes.set_xlim(0, slots[0].attempts * 1.18)
+    counts = [count for one in slots for count in (one.attempts, one.wins) if count]
+    far_apart = max(counts) > _FAR_APART * min(counts)
+    if far_apart:  # else the short bars could not be seen
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xlim(0, slots[0].attempts ** 1.18)
+        axes.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
+        axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.set_xlim(0, slots[0].attempts * 1.18)
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.set_yticks(list(places), [_short(one.slot) for one in slots])
     axes.set_ylim(len(slots) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    axes.set_xlabel("attempts to lock it")
+    axes.set_xlabel("attempts to lock it" + (", on a logarithmic axis" if far_apart else ""))
     _legend(axes)
     first = slots[0]
     return f"{first.slot} was asked for most: {first.attempts:,} times, with {first.wins:,} locks."
@@ -353,14 +372,13 @@ def _bars(
 
 def from_to(first: int, last: int) -> str:
     """How a range of counts reads."""
-    return f"{first:,}" if first == last else f"{first:,} to {last:,}"
+    return f"{first:,}" if first == last else f"{first:,}{_TO}{last:,}"
 
 
 def _names(bands: Sequence[tuple[int, int]]) -> list[str]:
-    """What stands below bars; where they are many, each is told by its first number alone."""
-    if len(bands) > 7:
-        return [f"{first:,}" if first == last else f"{first:,}+" for first, last in bands]
-    return [from_to(*band) for band in bands]
+    """What stands below bars; where they are many, long names are on two lines."""
+    names = [from_to(*band) for band in bands]
+    return [name.replace(_TO, f"{_TO}\n") if len(names) > 7 < len(name) else name for name in names]
 
 
 def _share(percent: float) -> str:

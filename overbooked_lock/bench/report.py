@@ -18,6 +18,14 @@ from overbooked_lock.errors import InvalidArgument
 
 _HOLDS = {True: ("good", "✓ holds"), False: ("bad", "✗ BROKEN"), None: ("open", "? unknown")}
 _MET = {True: ("good", "✓ met"), False: ("bad", "✗ MISSED"), None: ("open", "? unknown")}
+_ON = {True: " on the same machine", False: " on another machine", None: ""}
+_BOTTLENECK = {
+    "server": ("Redis server", "it had no CPU left"),
+    "harness": ("Harness", "it had no CPU left: the target may bear more"),
+    "machine": ("This machine", "perhaps: all its cores were busy"),
+    "load": ("None", "neither Redis server nor harness was at its limit"),
+    "unknown": ("Unknown", "not the harness; how busy the target was can't be seen"),
+}
 _SECOND_HEAD = (
     "began (s)",
     "lasted (s)",
@@ -66,6 +74,7 @@ def page(run: Run) -> str:
         state={True: "good", False: "bad", None: "open"}[state],
         verdict=_verdict(verdict),
         tiles="".join(_tiles(run)),
+        where=escape(_where(run)),
         invariants=_verdicts(run.invariants, _HOLDS),
         limits=_verdicts(run.limits, _MET),
         bottleneck=escape(run.bottleneck.said),
@@ -97,6 +106,7 @@ def _tiles(run: Run) -> Iterator[str]:
 
     if "sold" in run.counts:
         yield tile("Sold", f"{run.counts['sold']:,}", f"of {run.contention.slots:,} seats")
+        yield tile("Turned away", f"{run.counts['turned_away']:,}", f"of {run.counts['shoppers']:,} shoppers")
         yield tile("Sold twice", f"{run.counts['double_bookings']:,}", "counted again in the store")
     yield tile("Operations a second", f"{run.rate:,.0f}", "answered, on average")
     if latency := run.latency:
@@ -111,6 +121,7 @@ def _tiles(run: Run) -> Iterator[str]:
     yield tile("Failed", f"{failed:,}", "an error, or no answer in time")
     if run.arrivals is not None:
         yield tile("Dropped", f"{run.dropped:,}", f"of {run.arrivals:,} arrivals")
+    yield tile("Bottleneck", *_BOTTLENECK[run.bottleneck.kind])
     if run.server_cpu is not None:
         yield tile("Redis server", f"{run.server_cpu:.0%}", "of a core, on average")
     if run.harness_cpu:
@@ -160,15 +171,20 @@ def _plot(plot: plots.Plot) -> str:
     )
 
 
+def _where(run: Run) -> str:
+    """Which machine and versions the figures are of."""
+    server = "" if run.target.server is None else f" Server: {run.target.server}{_ON[run.target.same_machine]}."
+    return f"Harness on {words.machine(run.machine)}.{server} Versions: {words.versions(run)}."
+
+
 def _facts(run: Run) -> Iterator[tuple[str, str]]:
     target, machine = run.target, run.machine
     yield "target", f"{target.kind}: {target.address}"
     yield "server", target.server or "can't be asked"
-    where = {True: "on the harness' machine", False: "on another machine", None: "can't be told"}
-    yield "where it runs", where[target.same_machine]
+    yield "where it runs", (_ON[target.same_machine] or "can't be told").strip()
     memory = f", {machine.memory_bytes / 2**30:.1f} GiB of memory" if machine.memory_bytes else ""
-    yield "machine of the harness", f"{machine.cpu or machine.system}, cores: {machine.cores}{memory}, {machine.system}"
-    yield "versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())
+    yield "machine of the harness", f"{words.machine(machine)}{memory}, {machine.system}"
+    yield "versions", words.versions(run)
     yield "run", run.id
     for name, value in run.options.items():
         if value is not None:

@@ -157,11 +157,10 @@ def show(console: Console, run: Run) -> None:
 
 def _circumstances(run: Run) -> str:
     options = run.options
-    versions = ", ".join(f"{name} {number}" for name, number in run.versions.items())
     return (
         f"{run.target.kind}: {run.target.address}{f', {run.target.server}' if run.target.server else ''}\n"
         f"{run.measured_s:.0f} s, {words.load(run)}, slots: {options['slots']:,}, processes: {options['processes']}, "
-        f"seed: {options['seed']}\n{versions}; {run.machine.cpu or run.machine.system}, cores: {run.machine.cores}"
+        f"seed: {options['seed']}\n{words.versions(run)}; {words.machine(run.machine)}"
     )
 
 

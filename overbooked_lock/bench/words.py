@@ -151,6 +151,16 @@ def load(run: Run) -> str:
     return f"{run.options['callers']:,} callers"
 
 
+def machine(machine: Machine) -> str:
+    """Which machine it is, in a few words."""
+    return f"{machine.cpu or machine.system}, cores: {machine.cores}"
+
+
+def versions(run: Run) -> str:
+    """What took part, and its versions."""
+    return ", ".join(f"{name} {number}" for name, number in run.versions.items())
+
+
 def counted(run: Run) -> Iterator[tuple[str, str, str]]:
     """What the scenario counted: its name, how many, and what that means."""
     meanings = {**SCENARIOS[run.scenario].counted, "double_bookings": "seats sold twice, counted again in the store"}

@@ -9,13 +9,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import redis
+from matplotlib.figure import Figure
 
 from overbooked_lock import EmbeddedServer
-from overbooked_lock.bench import Options, Run, report, run
-from overbooked_lock.bench.results import BatchSize, SlotContention
+from overbooked_lock.bench import Options, Run, plots, report, run
+from overbooked_lock.bench.results import BatchSize, Bottleneck, SlotContention, contention_of
 from overbooked_lock.bench.verdicts import Verdict
 from overbooked_lock.errors import InvalidArgument
 
@@ -94,6 +96,45 @@ def test_the_page_has_every_plot_and_every_answer(onsale: Run) -> None:
     assert shown.index("each of them once") < shown.index("What must hold")
     assert onsale.versions["redis-py"] in shown
     assert "✗" not in shown
+
+
+@pytest.mark.parametrize("kind", get_args(Bottleneck.model_fields["kind"].annotation))
+def test_the_bottleneck_and_where_it_ran_stand_beside_the_verdict(onsale: Run, kind: str) -> None:
+    """Whoever was it: above all that is read later."""
+    bottleneck = onsale.bottleneck.model_copy(update={"kind": kind})
+    shown = " ".join(Page(report.page(onsale.model_copy(update={"bottleneck": bottleneck}))).text.split())
+    above = shown[: shown.index("What must hold")]
+    named = {"server": "Redis server", "harness": "Harness", "machine": "This machine", "load": "None"}
+    assert f"Bottleneck{named.get(kind, 'Unknown')}" in above
+    assert f"cores: {onsale.machine.cores}" in above
+    assert f"redis-py {onsale.versions['redis-py']}" in above
+    assert str(onsale.target.server) in above
+
+
+@pytest.mark.parametrize("most", [4, 12])
+def test_bars_of_batches_are_named_by_ranges_that_do_not_overlap(onsale: Run, most: int) -> None:
+    """However many there are."""
+    batches = [BatchSize(operations=2**power, batches=1) for power in range(most + 1)]
+    [svg] = [one.svg for one in plots.of(onsale.model_copy(update={"batches": batches})) if one.name == "batches"]
+    assert svg is not None
+    shown = "".join(Page(svg).text.split())
+    first, last = f"{2**most:,}", f"{2 ** (most + 1) - 1:,}"
+    for name in ("2\N{EN DASH}3", "4\N{EN DASH}7", f"{first}\N{EN DASH}{last}"):
+        assert name in shown
+    assert "+" not in shown
+
+
+@pytest.mark.parametrize("most", [12, 48_000])
+def test_every_slot_that_was_wanted_has_a_bar_to_be_seen(onsale: Run, most: int) -> None:
+    """Also beside one that was wanted tens of thousands of times."""
+    contention = contention_of(["a", "b", "c"], [most, 3, 1], [most // 10, 1, 1])
+    axes = Figure().subplots()
+    said = plots._draw_busiest(axes, onsale.model_copy(update={"contention": contention}))
+    assert f"{most:,} times" in said
+    widths = [patch.get_window_extent().width for patch in axes.patches]
+    assert len(widths) == 6
+    assert min(widths) > axes.get_window_extent().width / 50
+    assert ("logarithmic" in axes.get_xlabel()) is (most == 48_000)
 
 
 def test_the_page_loads_nothing(onsale: Run) -> None:
