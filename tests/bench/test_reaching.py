@@ -18,9 +18,8 @@ from redis.retry import Retry
 from overbooked_lock import EmbeddedServer
 from overbooked_lock.bench import Run
 from overbooked_lock.bench.results import Second
-from overbooked_lock.bench.targets.reaching import TargetUnusable
 from overbooked_lock.embedded import _find_program
-from overbooked_lock.errors import InvalidArgument
+from overbooked_lock.errors import InvalidArgument, StoreUnavailable
 
 from .test_command import bench
 
@@ -45,7 +44,7 @@ def refused(play: Callable[..., Run]) -> Callable[..., str]:
 
     def refused(url: str, **options: Any) -> str:
         watcher = Phases()
-        with pytest.raises(TargetUnusable) as error:
+        with pytest.raises(StoreUnavailable) as error:
             play("hotspot", watcher, url=url, **options)
         assert watcher.told == ["asking whether the target is there"]
         return str(error.value)

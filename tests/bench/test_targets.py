@@ -12,10 +12,9 @@ from typing import IO
 
 import pytest
 
-from overbooked_lock import EmbeddedServer, LockEngine
+from overbooked_lock import EmbeddedServer, LockEngine, StoreUnavailable
 from overbooked_lock.bench import Run
 from overbooked_lock.bench.targets import Where
-from overbooked_lock.bench.targets.reaching import TargetUnusable
 
 PROGRAM = str(Path(sysconfig.get_path("scripts")) / "overbooked-lock")
 
@@ -54,7 +53,7 @@ def test_over_http(play: Callable[..., Run], lock_server: EmbeddedServer) -> Non
         assert key not in found.model_dump_json()
         assert engine.list_slots().total == engine.list_bookings().total == 0
         assert engine.list_locks() == []
-        with pytest.raises(TargetUnusable, match="does not take the API key, or not as a secret one"):
+        with pytest.raises(StoreUnavailable, match="does not take the API key, or not as a secret one"):
             play("mixed", url=url, key=engine.create_api_key("public").key)
 
 
@@ -81,3 +80,5 @@ def test_an_address_shows_no_password() -> None:
     where = Where("redis", "rediss://anna:secret@cache:6379/2?ssl_ca_certs=x", "", "", "id", "ns")
     assert where.address == "rediss://cache:6379/2"
     assert "secret" not in repr(where)
+    assert Where("redis", "redis://anna:1/secret@cache", "", "", "id", "ns").address == "redis://cache"
+    assert Where("redis", "redis://cache?password=a@secret", "", "", "id", "ns").address == "redis://cache"

@@ -59,7 +59,7 @@ class Where:
     @property
     def address(self) -> str:
         """The URL without user and password."""
-        return re.sub("(?<=://)[^/]*@", "", self.url).partition("?")[0]
+        return re.sub("(?<=://).*@", "", self.url.partition("?")[0])
 
     @property
     def on_this_machine(self) -> bool:

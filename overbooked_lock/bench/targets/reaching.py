@@ -31,7 +31,7 @@ _OF_REDIS = {
         "Name who signed it: rediss://HOST?ssl_ca_certs=FILE, and the host as the certificate does.",
     ),
     "WRONG_VERSION_NUMBER|record layer": ("it does not speak TLS", "Try redis:// in the place of rediss://."),
-    "Protocol error|reset by peer|closed by server": (
+    "Protocol error|reset by peer|closed by|Connection lost|Broken pipe|writing to socket": (
         "what answers there does not speak as a Redis does",
         "If it is one that wants TLS, try rediss://; a server that speaks the API is asked as http://.",
     ),
@@ -59,18 +59,11 @@ _OF_HTTP = {
 }
 
 
-class TargetUnusable(StoreUnavailable):
-    """The target of a run is not there, or of no use. Nothing was made in it."""
-
-    def __init__(self, message: str) -> None:
-        OverbookedError.__init__(self, message)
-        self.outcome = "not_applied"
-
-
 async def reach(where: Where) -> float:
     """What the store's clock shows, in seconds since 1970, less our monotonic clock; 0 behind HTTP.
 
-    Raises TargetUnusable, and InvalidArgument for a URL that redis-py can't read.
+    Raises StoreUnavailable, which says what was tried, what came back and what to try next, and InvalidArgument for a
+    URL that redis-py can't read.
     """
     try:
         offset_s = 0.0 if where.kind == "http" else await _store_offset_s(where)
@@ -81,7 +74,9 @@ async def reach(where: Where) -> float:
     except OverbookedError as error:
         said = re.sub(r"^the lock store is unavailable \((.*)\): .*", r"\1", str(error), flags=re.DOTALL)
         why, advice = _explained(said, _OF_HTTP if where.kind == "http" else _OF_REDIS)
-        raise TargetUnusable(f"{where.address} can't be used: {why}. {advice}") from error
+        unusable = StoreUnavailable("not_applied", why)
+        unusable.args = (f"{where.address} can't be used: {why}. {advice}",)
+        raise unusable from error
     return offset_s
 
 
