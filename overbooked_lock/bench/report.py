@@ -79,7 +79,7 @@ def page(run: Run) -> str:
         limits=_verdicts(run.limits, _MET),
         bottleneck=escape(run.bottleneck.said),
         conclusion="".join(f"<p>{escape(said)}</p>" for said in run.conclusion if said != run.bottleneck.said),
-        counted=_table(("counted", "how many", "who"), words.counted(run), {1}),
+        counted=_table(("counted, from the first caller on", "how many", "who"), words.counted(run), {1}),
         operations=_operations(run),
         failures=_table(
             ("why operations failed", "how many"), [(why, f"{count:,}") for why, count in run.failures.items()], {1}

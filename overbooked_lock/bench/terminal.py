@@ -137,7 +137,7 @@ def show(console: Console, run: Run) -> None:
     )
     for span in run.spans:
         console.print(f"{span.name}: {span.meaning}.", style="dim", soft_wrap=True)
-    _section(console, "COUNTED", list(words.counted(run)))
+    _section(console, "COUNTED, from the first caller on", list(words.counted(run)))
     _section(console, "FAILED", [(why, f"{count:,}") for why, count in run.failures.items()])
     _section(
         console,

@@ -48,7 +48,7 @@ _OF_REDIS = {
 _OF_HTTP = {
     "ConnectError": ("no connection comes about", "Is the server running, and are host, port and http or https right?"),
     "Timeout": ("it did not answer in time", "Is a firewall on the way?"),
-    r"does not speak|did not answer": (
+    "does not speak|the server did not answer": (
         "what answers there does not speak the Overbooked API",
         "Give the URL that overbooked-lock serve prints; a Redis is asked as redis://.",
     ),
