@@ -270,7 +270,7 @@ class _Wire(asyncio.Protocol):
         self._answered: Callable[[list[Any] | OSError], None] | None = None
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._deadline = self._looks_at = 0.0
-        self._sleeps = 0
+        self._spin = store.Spin()
         self._timer: asyncio.TimerHandle | None = None
         self._error: OSError = ConnectionResetError("the server closed the connection")
         self._transport.set_protocol(self)
@@ -289,19 +289,14 @@ class _Wire(asyncio.Protocol):
             self._loop.call_soon(self.connection_lost, None)
         else:
             self._transport.write(b"".join(commands))
-            if self._sleeps:
-                self._sleeps -= 1
-            else:
-                self._loop.call_soon(self._spin, self._sent_at)
+            if self._spin.is_due():
+                self._loop.call_soon(self._stay_awake, self._sent_at)
 
-    def _spin(self, sent_at: float) -> None:
-        """Keeps the loop awake, but from nothing else, while the exchange of that time lasts."""
-        if self._answered is None or self._sent_at != sent_at:
-            return
-        if time.monotonic() - sent_at < store.SPIN:
-            self._loop.call_soon(self._spin, sent_at)
-        else:
-            self._sleeps = store.SLEEPS
+    def _stay_awake(self, sent_at: float) -> None:
+        """Keeps the loop from sleep, and from nothing else, while the exchange of that time lasts."""
+        lasts = self._answered is not None and self._sent_at == sent_at
+        if lasts and time.monotonic() - sent_at < store.Spin.SECONDS:
+            self._loop.call_soon(self._stay_awake, sent_at)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -314,6 +309,7 @@ class _Wire(asyncio.Protocol):
         if self._answered is None:
             self._break(ConnectionResetError("the server sent what nobody asked for"))
         elif len(self._replies) >= self._expected:
+            self._spin.took(time.monotonic() - self._sent_at)
             # Nothing of this exchange may live on into the next, or the collector has it to walk through.
             answered, replies, self._answered, self._replies = self._answered, self._replies, None, []
             answered(replies)

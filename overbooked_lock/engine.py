@@ -782,20 +782,18 @@ class _Wire:
         self._readable = select.poll()
         self._readable.register(self._socket, select.POLLIN)
         self._limited_to = -1.0
-        self._sleeps = 0
+        self._spin = store.Spin()
 
     def exchange(self, command: bytes, timeout: float, *, spin: bool = False) -> Any:
         """Sends a command and returns its reply within ``timeout`` seconds; an error reply is returned too.
 
         With ``spin`` it may look for the reply before it sleeps. Raises OSError, or a RedisError if what comes is none.
         """
-        deadline = time.monotonic() + timeout
+        sent_at = time.monotonic()
         self._limit(timeout)
         self._socket.sendall(command)
-        if self._sleeps:
-            self._sleeps -= 1
-        elif spin:
-            self._spin()
+        if spin and self._spin.is_due():
+            self._look_for_reply(sent_at)
         while True:
             data = self._socket.recv(65536)
             if not data:
@@ -805,15 +803,14 @@ class _Wire:
             if reply is not False:
                 break
             # The time limit is for the whole reply, and not for each of its packets.
-            self._limit(max(deadline - time.monotonic(), 0.001))
+            self._limit(max(sent_at + timeout - time.monotonic(), 0.001))
+        if spin:
+            self._spin.took(time.monotonic() - sent_at)
         return reply
 
-    def _spin(self) -> None:
-        until = time.monotonic() + store.SPIN
-        while not self._readable.poll(0):
-            if time.monotonic() >= until:
-                self._sleeps = store.SLEEPS
-                return
+    def _look_for_reply(self, sent_at: float) -> None:
+        while not self._readable.poll(0) and time.monotonic() - sent_at < store.Spin.SECONDS:
+            pass
 
     def close(self) -> None:
         self._connection.disconnect()

@@ -27,12 +27,6 @@ OLDEST_SERVER = (6, 2)
 FAILURES = (RedisError, OSError)
 """What a redis-py connection raises when something is wrong with the store, or with the way to it."""
 
-SPIN = 0.00015
-"""Seconds for which a connection looks for a reply before it sleeps: to be woken takes longer than a near server."""
-
-SLEEPS = 64
-"""Replies that it sleeps for once it looked in vain: the server is far, or has much to do, or we are in its way."""
-
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.25
 _SHORTEST_TRY = 0.5
 _LEAST_TRY = 0.005  # less would not reach a server and come back
@@ -121,6 +115,39 @@ class Attempts:
     def gave_up(self, why: str, *, sent: bool) -> StoreUnavailable:
         """The error that tells the caller what came of all tries; ``sent`` if a reply to the last one is missing."""
         return StoreUnavailable("unknown" if sent or self.maybe_applied else "not_applied", why)
+
+
+class Spin:
+    """Whether a connection looks for its reply before it sleeps: whichever was faster lately.
+
+    To be woken often takes longer than a near server does. Where the server is far or busy, or we are in its way, it is
+    better to sleep at once.
+    """
+
+    SECONDS = 0.00025
+    _WORTH = 0.95
+    """Part of the time that must be left of it: looking costs processor time."""
+    _TRY_OTHER_EVERY = 64  # replies
+
+    def __init__(self) -> None:
+        self._looks = False
+        self._replies = 0
+        self._looked = self._slept = 0.0
+
+    def is_due(self) -> bool:
+        """To be asked once before each reply."""
+        self._replies += 1
+        better = self._looked < self._WORTH * self._slept
+        self._looks = better if self._replies % self._TRY_OTHER_EVERY else not better
+        return self._looks
+
+    def took(self, seconds: float) -> None:
+        """To be told once after each reply."""
+        seconds = min(seconds, 4 * self.SECONDS)  # one that hung says little of the next
+        if self._looks:
+            self._looked += (seconds - self._looked) / 8
+        else:
+            self._slept += (seconds - self._slept) / 8
 
 
 def _code(error: BaseException) -> str:

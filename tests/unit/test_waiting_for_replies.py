@@ -1,0 +1,52 @@
+"""Whether a connection looks for its reply or sleeps: it learns from both."""
+
+from __future__ import annotations
+
+from overbooked_lock.store import Spin
+
+MICROSECOND = 1e-6
+
+
+def looks(spin: Spin, looking_takes: float, sleeping_takes: float, replies: int) -> int:
+    """For how many of so many replies it looks, where either way takes that long."""
+    looked = 0
+    for _ in range(replies):
+        due = spin.is_due()
+        spin.took((looking_takes if due else sleeping_takes) * MICROSECOND)
+        looked += due
+    return looked
+
+
+def test_what_is_faster_is_done() -> None:
+    """But for one reply in 64, else it would never learn that things have changed."""
+    near, busy = Spin(), Spin()
+    looks(near, 60, 120, 200)
+    looks(busy, 120, 60, 200)
+    assert looks(near, 60, 120, 640) == 630
+    assert looks(busy, 120, 60, 640) == 10
+
+
+def test_what_gains_nothing_is_not_done() -> None:
+    """A far server: the reply comes no sooner, and to look costs processor time."""
+    far = Spin()
+    looks(far, 500, 500, 200)
+    assert looks(far, 500, 500, 640) == 10
+
+
+def test_it_learns_that_things_have_changed() -> None:
+    """Within some hundreds of replies, either way."""
+    spin = Spin()
+    looks(spin, 120, 60, 500)
+    looks(spin, 60, 120, 1000)
+    assert looks(spin, 60, 120, 640) == 630
+    looks(spin, 120, 60, 1000)
+    assert looks(spin, 120, 60, 640) == 10
+
+
+def test_one_reply_that_hung_says_little() -> None:
+    """The server stood still for five seconds, once."""
+    spin = Spin()
+    looks(spin, 60, 120, 500)
+    assert looks(spin, 5e6, 5e6, 1) == 1
+    looks(spin, 60, 120, 1000)
+    assert looks(spin, 60, 120, 640) == 630
