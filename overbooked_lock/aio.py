@@ -474,7 +474,12 @@ class AsyncLockEngine:
         return task
 
     def _in_background(self, step: InBackground) -> None:
-        self._spawn(self._do(step.operation))
+        self._spawn(self._do_afterwards(step.operation))
+
+    async def _do_afterwards(self, operation: Operation[None]) -> None:
+        # It undoes what a cancelled call did, which may be on its way still, and must not be overtaken.
+        await self._coalescer.landed()
+        await self._do(operation)
 
     async def _load(self, slot_id: str) -> bool:
         task = self._loading.get(slot_id)

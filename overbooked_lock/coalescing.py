@@ -98,6 +98,12 @@ class Coalescer:
         self._loop, self._thread = loop, get_ident()
         return loop
 
+    async def landed(self) -> None:
+        """Returns when all that is under way now has its reply, or will get none."""
+        if self._connecting:
+            await asyncio.wait(self._connecting)
+        await asyncio.gather(*(wire.landed() for wire in self._wires))
+
     async def close(self) -> None:
         """Closes the connections; what was under way or in the queue ends as StoreUnavailable."""
         self._closed = True
@@ -271,6 +277,7 @@ class _Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._sent_at = self._deadline = self._looks_at = 0.0
         self._spin = store.Spin()
+        self._landings: list[asyncio.Future[None]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._error: OSError = ConnectionResetError("the server closed the connection")
         self._transport.set_protocol(self)
@@ -310,18 +317,34 @@ class _Wire(asyncio.Protocol):
             self._break(ConnectionResetError("the server sent what nobody asked for"))
         elif len(self._replies) >= self._expected:
             self._spin.took(time.monotonic() - self._sent_at)
-            # Nothing of this exchange may live on into the next, or the collector has it to walk through.
-            answered, replies, self._answered, self._replies = self._answered, self._replies, None, []
-            answered(replies)
+            self._end(self._replies)
 
     def connection_lost(self, error: Exception | None) -> None:
         # Else redis-py warns of a connection that was forgotten; its public way waits for streams that are not in use.
         self._connection._close()  # noqa: SLF001
         self._open_wires.discard(self)
         self._stop_timer()
-        if self._answered is not None:
-            answered, self._answered = self._answered, None
-            answered(error if isinstance(error, OSError) else self._error)
+        self._end(error if isinstance(error, OSError) else self._error)
+
+    def landed(self) -> asyncio.Future[None]:
+        """Is done when no exchange is under way, or the one that is has ended."""
+        landing = self._loop.create_future()
+        if self._answered is None:
+            landing.set_result(None)
+        else:
+            self._landings.append(landing)
+        return landing
+
+    def _end(self, replies: list[Any] | OSError) -> None:
+        # Nothing of this exchange may live on into the next, or the collector has it to walk through.
+        answered, self._answered, self._replies = self._answered, None, []
+        if answered is not None:
+            answered(replies)
+        if self._answered is None:  # else it went on with a script that the server had forgotten
+            while self._landings:
+                landing = self._landings.pop()
+                if not landing.done():
+                    landing.set_result(None)
 
     def close(self) -> None:
         self._break(ConnectionAbortedError(_CLOSED))

@@ -540,6 +540,25 @@ def test_closing_an_engine_ends_its_undoing(hasty: LockEngine, proxy: Proxy) -> 
 # Cancelled and interrupted callers
 
 
+async def test_what_undoes_a_call_does_not_overtake_it(proxy: Proxy, store: Store, lock_namespace: str) -> None:
+    """There are two connections, and the request may hang on one: the unlock waits until it was answered."""
+    async with AsyncLockEngine.from_url(proxy.url, namespace=lock_namespace, unregistered="allow") as engine:
+        await asyncio.gather(*(engine.check(slot_id, lock_key="mine") for slot_id in "ab"))
+        sent, undone = proxy.count(LOCK), proxy.count(UNLOCK)
+        proxy.hold_request(LOCK)
+        locking = asyncio.create_task(engine.lock("a", lock_for=MINUTE))
+        await asyncio.to_thread(until, lambda: proxy.count(LOCK) > sent)
+        locking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await locking
+        for _ in range(10):
+            await engine.check("b", lock_key="mine")  # the other connection is free
+        assert proxy.count(UNLOCK) == undone
+        proxy.heal()
+        await asyncio.to_thread(until, lambda: proxy.count(UNLOCK) > undone and not store.is_locked("a"))
+        assert store.token() > 0
+
+
 async def test_a_cancelled_booking_is_undone(
     proxy: Proxy, lock_engine: LockEngine, lock_namespace: str, new_slot: NewSlots
 ) -> None:
