@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, Literal
 
 from pydantic_core import from_json
@@ -135,6 +136,7 @@ def to_milliseconds(date: datetime) -> int:
     return (date - _EPOCH) // _MILLISECOND
 
 
+@lru_cache(maxsize=4096)  # the locks of one call mostly end at the same date
 def from_milliseconds(ms: int) -> datetime:
     """The other way round, in UTC."""
     return _EPOCH + ms * _MILLISECOND

@@ -403,7 +403,8 @@ def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) ->
         return
     at = 0
     for item in group:
-        own = outcomes[at : at + len(item.step.requests)]
+        requests, future = item.step.requests, item.future
+        own = outcomes[at : at + len(requests)]
         at += len(own)
-        if not item.future.done():
-            item.future.set_result(after_lost_reply(item.step.requests, own) if item.maybe_applied else own)
+        if not future.done():
+            future.set_result(after_lost_reply(requests, own) if item.maybe_applied else own)

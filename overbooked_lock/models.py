@@ -40,6 +40,7 @@ def given_date(date: datetime) -> str:
     return date.isoformat(timespec="milliseconds" if date.microsecond >= 1000 else "seconds")
 
 
+_set = object.__setattr__
 _BOOLEAN = ("false", "true")
 
 UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
@@ -90,10 +91,10 @@ class Slot(BaseModel):
         fields = read.copy()
         fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
         slot = cls.__new__(cls)
-        object.__setattr__(slot, "__dict__", fields)
-        object.__setattr__(slot, "__pydantic_fields_set__", _SLOT_FIELDS)
-        object.__setattr__(slot, "__pydantic_extra__", None)
-        object.__setattr__(slot, "__pydantic_private__", None)
+        _set(slot, "__dict__", fields)
+        _set(slot, "__pydantic_fields_set__", _SLOT_FIELDS)
+        _set(slot, "__pydantic_extra__", None)
+        _set(slot, "__pydantic_private__", None)
         return slot
 
 

@@ -206,13 +206,13 @@ class Operations:
             yield Run(calls.leave_queue, [calls.LeaveRequest(request.slot_id, request.lock_key, request.ticket)])
 
     def unlock(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Unlocked]:
-        return (yield from _one(Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
+        return _one((yield Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
 
     def unlock_many(self, locks: Iterable[Lock | str], lock_key: str | None) -> Operation[list[Unlocked]]:
-        return (yield from _all(Run(calls.unlock, _claims(locks, lock_key))))
+        return _all((yield Run(calls.unlock, _claims(locks, lock_key))))
 
     def force_unlock(self, slot_id: str) -> Operation[Unlocked]:
-        return (yield from _one(Run(calls.force_unlock, [calls.ClaimRequest(arguments.slot_id(slot_id), "")])))
+        return _one((yield Run(calls.force_unlock, [calls.ClaimRequest(arguments.slot_id(slot_id), "")])))
 
     def extend(
         self,
@@ -225,7 +225,7 @@ class Operations:
     ) -> Operation[Lock]:
         claim = _claim(lock, lock_key, fencing_token)
         [request] = self._extend_requests([claim], lock_until, lock_for)
-        return (yield from _one(Run(calls.extend, [request], within=within)))
+        return _one((yield Run(calls.extend, [request], within=within)))
 
     def extend_many(
         self,
@@ -235,7 +235,7 @@ class Operations:
         lock_for: timedelta | None,
     ) -> Operation[list[Lock]]:
         requests = self._extend_requests(_claims(locks, lock_key), lock_until, lock_for)
-        return (yield from _all(Run(calls.extend_many, requests, alone=True)))
+        return _all((yield Run(calls.extend_many, requests, alone=True)))
 
     def _extend_requests(
         self, claims: Sequence[calls.ClaimRequest], lock_until: datetime | None, lock_for: timedelta | None
@@ -244,7 +244,7 @@ class Operations:
         return [calls.LockRequest(claim.slot_id, claim.lock_key, until, claim.fencing_token) for claim in claims]
 
     def check(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Lock | None]:
-        return (yield from _one(Run(calls.check, [_claim(lock, lock_key, fencing_token)])))
+        return _one((yield Run(calls.check, [_claim(lock, lock_key, fencing_token)])))
 
     def list_locks(self) -> Operation[list[LiveLock]]:
         locks: dict[str, LiveLock] = {}
@@ -284,7 +284,7 @@ class Operations:
     def create_slots(self, slots: Iterable[NewSlot]) -> Operation[list[Slot]]:
         requests = [_create_request(slot) for slot in slots]
         arguments.slot_ids([request.slot_id for request in requests])
-        return (yield from _all(Run(calls.create_slots, requests)))
+        return _all((yield Run(calls.create_slots, requests)))
 
     def get_slot(self, slot_id: str, lock_key: str | None) -> Operation[Slot]:
         request = calls.GetRequest(arguments.slot_id(slot_id), _key_or_none(lock_key))
@@ -312,13 +312,13 @@ class Operations:
             end_date="" if end_date is None else given_date(end_date),
             metadata="" if metadata is None else arguments.metadata(metadata),
         )
-        return (yield from _one(Run(calls.update_slot, [request])))
+        return _one((yield Run(calls.update_slot, [request])))
 
     def delete_slot(self, slot_id: str) -> Operation[bool]:
         request = calls.DeleteRequest(arguments.slot_id(slot_id))
         deleted = None
         while deleted is None:
-            deleted = yield from _one(Run(calls.delete_slots, [request]))
+            deleted = _one((yield Run(calls.delete_slots, [request])))
         return deleted
 
     def list_slots(
@@ -392,18 +392,17 @@ class Operations:
         return (yield from self._attempt(Run(calls.book_many, requests, alone=True)))
 
     def get_booking(self, booking_id: str) -> Operation[Booking]:
-        return (yield from _one(Run(calls.get_bookings, [_booking_request(booking_id)])))
+        return _one((yield Run(calls.get_bookings, [_booking_request(booking_id)])))
 
     def update_booking(self, booking_id: str, metadata: Mapping[str, Any]) -> Operation[Booking]:
-        return (
-            yield from _one(Run(calls.update_booking, [_booking_request(booking_id, arguments.metadata(metadata))]))
-        )
+        request = _booking_request(booking_id, arguments.metadata(metadata))
+        return _one((yield Run(calls.update_booking, [request])))
 
     def cancel_booking(self, booking_id: str) -> Operation[Booking]:
-        return (yield from _one(Run(calls.cancel_booking, [_booking_request(booking_id)])))
+        return _one((yield Run(calls.cancel_booking, [_booking_request(booking_id)])))
 
     def enable_booking(self, booking_id: str, lock_key: str | None) -> Operation[Booking]:
-        return (yield from _one(Run(calls.enable_booking, [_booking_request(booking_id, _key_or_none(lock_key))])))
+        return _one((yield Run(calls.enable_booking, [_booking_request(booking_id, _key_or_none(lock_key))])))
 
     def reschedule_booking(self, booking_id: str, target_slot_id: str, lock_key: str | None) -> Operation[Booking]:
         target = arguments.slot_id(target_slot_id, "target_slot_id")
@@ -413,7 +412,7 @@ class Operations:
 
     def delete_booking(self, booking_id: str) -> Operation[bool]:
         request = calls.DeleteBookingRequest(arguments.slot_id(booking_id, "booking_id"))
-        return (yield from _one(Run(calls.delete_bookings, [request])))
+        return _one((yield Run(calls.delete_bookings, [request])))
 
     def list_bookings(
         self, slot_id: str | None, resource_id: str | None, status: BookingStatus | None, limit: int, page: int
@@ -448,13 +447,13 @@ class Operations:
         # Made before it is sent: however often that is, it is one key.
         key = arguments.new_api_key(request_kind)
         request = calls.KeyRequest(_key_hash(key), request_kind, arguments.name(name))
-        info = yield from _one(Run(calls.create_api_key, [request]))
+        info = _one((yield Run(calls.create_api_key, [request])))
         return ApiKey(info.id, info.kind, info.name, info.created_at, key)
 
     def find_api_key(self, key: str) -> Operation[ApiKeyInfo | None]:
         if not arguments.is_api_key(key):
             return None
-        return (yield from _one(Run(calls.find_api_key, [_key_hash(key)])))
+        return _one((yield Run(calls.find_api_key, [_key_hash(key)])))
 
     def list_api_keys(self) -> Operation[list[ApiKeyInfo]]:
         infos: dict[str, ApiKeyInfo] = {}
@@ -466,17 +465,17 @@ class Operations:
                 return sorted(infos.values(), key=lambda info: (info.created_at, info.id))
 
     def revoke_api_key(self, key_id: str) -> Operation[bool]:
-        return (yield from _one(Run(calls.revoke_api_key, [calls.RevokeRequest(arguments.api_key_id(key_id))])))
+        return _one((yield Run(calls.revoke_api_key, [calls.RevokeRequest(arguments.api_key_id(key_id))])))
 
     # Answers
 
     def keep_answer(self, name: str, answer: str, keep_for: timedelta) -> Operation[str]:
         keep_ms = arguments.positive_milliseconds(keep_for, "keep_for")
         request = calls.AnswerRequest(arguments.answer_name(name), arguments.answer(answer), keep_ms)
-        return (yield from _one(Run(calls.keep_answer, [request])))
+        return _one((yield Run(calls.keep_answer, [request])))
 
     def get_answer(self, name: str) -> Operation[str | None]:
-        return (yield from _one(Run(calls.get_answer, [arguments.answer_name(name)])))
+        return _one((yield Run(calls.get_answer, [arguments.answer_name(name)])))
 
     # What several verbs share
 
@@ -547,15 +546,14 @@ def _first_error(outcomes: Iterable[Any]) -> OverbookedError | None:
     return None
 
 
-def _all(run: Run) -> Operation[Any]:
-    outcomes = yield run
+def _all(outcomes: Sequence[Any]) -> Any:
     if problem := _first_error(outcomes):
         raise problem
     return outcomes
 
 
-def _one(run: Run) -> Operation[Any]:
-    [outcome] = yield run
+def _one(outcomes: Sequence[Any]) -> Any:
+    [outcome] = outcomes
     if isinstance(outcome, OverbookedError):
         raise outcome
     return outcome
