@@ -23,7 +23,7 @@ def found(scenario: str, play: Callable[..., Run], raw: redis.Redis) -> Run:
         _found[scenario] = play(
             scenario, callers=CALLERS, slots=SLOTS.get(scenario, CALLERS), processes=1 + (scenario in IN_TWO_PROCESSES)
         )
-        assert set(raw.keys()) == before
+        assert set(raw.keys()) <= before  # what others left there may end meanwhile
     return _found[scenario]
 
 

@@ -59,9 +59,9 @@ async def test_a_crowd_goes_in_even_batches(async_lock_engine: AsyncLockEngine, 
     batches: list[int] = []
     async_lock_engine._coalescer.on_batch = batches.append
     locks = await asyncio.gather(*(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in ids[:99]))
-    assert batches == [50, 49]
+    assert sorted(batches) == [49, 50]  # they connect at the same time
     await asyncio.gather(*(async_lock_engine.unlock(lock) for lock in locks[:2]))
-    assert batches == [50, 49, 1, 1]
+    assert batches[2:] == [1, 1]
 
 
 async def test_an_error_in_one_item_fails_that_item_alone(
