@@ -151,8 +151,8 @@ def seconds(value: object, name: str) -> float:
 
 def positive_milliseconds(value: object, name: str) -> int:
     """A duration of at least 1 ms, in ms."""
-    if isinstance(value, timedelta) and value >= _MILLISECOND:
-        return value // _MILLISECOND
+    if isinstance(value, timedelta) and (ms := value // _MILLISECOND) >= 1:
+        return ms
     raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, cast
 
 import hiredis
@@ -602,7 +602,7 @@ def _ids(requests: Iterable[Any]) -> list[str]:
 
 
 def _fields(requests: Iterable[tuple[str | int, ...]]) -> list[str | int]:
-    return [field for request in requests for field in request]
+    return list(chain.from_iterable(requests))
 
 
 def _rows(reply: Reply, head: int = 1, width: int = 4) -> Iterator[tuple[Any, ...]]:
@@ -622,10 +622,11 @@ def _granted(
     now_us = reply[0]
     for request, (tag, record, until_ms, token) in zip(requests, _rows(reply), strict=True):
         slot_id, lock_key, _, _, key_is_new, quota, _ = request
-        if tag in (b"locked", b"yours"):
+        if tag == b"locked":
+            outcomes.append(_lock(slot_id, lock_key, False, record, until_ms, token, now_us, sent_at))
+        elif tag == b"yours":
             # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
-            already_held = tag == b"yours" and not key_is_new
-            outcomes.append(_lock(slot_id, lock_key, already_held, record, until_ms, token, now_us, sent_at))
+            outcomes.append(_lock(slot_id, lock_key, not key_is_new, record, until_ms, token, now_us, sent_at))
         elif tag == b"taken":
             outcomes.append(taken(slot_id, until_ms, now_us))
         elif tag == b"too_many" and quota is not None:

@@ -90,7 +90,7 @@ class Slot(BaseModel):
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         fields = read.copy()
         fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
-        slot = cls.__new__(cls)
+        slot = object.__new__(cls)
         _set(slot, "__dict__", fields)
         _set(slot, "__pydantic_fields_set__", _SLOT_FIELDS)
         _set(slot, "__pydantic_extra__", None)
@@ -380,12 +380,12 @@ def _quick(kind: Callable[P, T]) -> Callable[P, T]:
     """
     twin = make_dataclass("_Open", kind.__slots__, slots=True, eq=False, repr=False)  # type: ignore[attr-defined]  # a dataclass with slots has it
 
-    def make(*fields: P.args, **_: P.kwargs) -> T:
+    def make(*fields: Any) -> T:
         value = twin(*fields)
         value.__class__ = kind
         return cast("T", value)
 
-    return make
+    return cast("Callable[P, T]", make)
 
 
 new_lock = _quick(Lock)
