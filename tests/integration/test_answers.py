@@ -76,19 +76,22 @@ def test_one_answer_is_kept_among_threads(lock_engine: LockEngine) -> None:
     assert set(given) == {lock_engine.get_answer("order 7")}
 
 
-async def test_callers_of_one_call_get_each_their_own(
+async def test_callers_of_one_moment_get_each_their_own(
     async_lock_engine: AsyncLockEngine, raw: redis.Redis, lock_namespace: str
 ) -> None:
-    """Merged into one call: one name has one answer, another name another, and what is spoilt fails alone."""
+    """Merged into few calls: one name has one answer, another name another, and what is spoilt fails alone."""
     raw.hset(Keys(lock_namespace).answer("spoilt"), "not", "ours")
     names = ["a", "b", "a", "spoilt", "b"]
     results = await asyncio.gather(
         *(async_lock_engine.keep_answer(name, f"{name} {n}", keep_for=MINUTE) for n, name in enumerate(names)),
         return_exceptions=True,
     )
-    assert results[:3] + results[4:] == ["a 0", "b 1", "a 0", "b 1"]
-    assert isinstance(results[3], StoreUnavailable)
-    assert await asyncio.gather(*map(async_lock_engine.get_answer, ["a", "b", "c"])) == ["a 0", "b 1", None]
+    a, b, again_a, spoilt, again_b = results
+    # Calls that go over two connections have no order, so whose answer is kept is open.
+    assert a == again_a in ("a 0", "a 2")
+    assert b == again_b in ("b 1", "b 4")
+    assert isinstance(spoilt, StoreUnavailable)
+    assert await asyncio.gather(*map(async_lock_engine.get_answer, ["a", "b", "c"])) == [a, b, None]
 
 
 def test_bytes_that_are_no_text_are_answered_all_the_same(

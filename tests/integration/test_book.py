@@ -230,7 +230,7 @@ def test_a_row_with_one_slot_in_the_way_is_not_booked_at_all(engine: LockEngine,
 
 
 async def test_concurrent_bookings_share_the_places(async_lock_engine: AsyncLockEngine, new_slot: Make) -> None:
-    """Merged into one call, they still see each other: as many as there are places, the rest is told so."""
+    """Merged into few calls, they still see each other: as many as there are places, the rest is told so."""
     slot = await async_lock_engine.create_slot(new_slot(capacity=7))
     outcomes = await asyncio.gather(*(async_lock_engine.book(slot.id) for _ in range(60)), return_exceptions=True)
     booked = [outcome for outcome in outcomes if isinstance(outcome, Booking)]
@@ -242,7 +242,7 @@ async def test_concurrent_bookings_share_the_places(async_lock_engine: AsyncLock
 async def test_concurrent_calls_with_one_id_make_one_booking(
     async_lock_engine: AsyncLockEngine, new_slot: Make
 ) -> None:
-    """The same request twice at one time, merged into one call."""
+    """The same request many times at once."""
     slot = await async_lock_engine.create_slot(new_slot(capacity=5))
     lock = await async_lock_engine.lock(slot.id, lock_for=MINUTE)
     bookings = await asyncio.gather(*(async_lock_engine.book(lock, booking_id="once") for _ in range(9)))

@@ -122,7 +122,7 @@ async def test_one_key_asking_many_times_at_once(async_lock_engine: AsyncLockEng
 
 
 async def test_lock_and_unlock_of_one_slot_at_once(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
-    """Two unlocks of one lock in one call: one released it, the other found it free."""
+    """Three unlocks of one lock at one time: one released it, the others found it free."""
     lock = await async_lock_engine.lock(ids[0], lock_for=MINUTE)
     results = await asyncio.gather(*(async_lock_engine.unlock(lock) for _ in range(3)))
     assert sorted(result.released for result in results) == [False, False, True]

@@ -265,7 +265,7 @@ def test_one_slot_has_one_winner_among_threads(lock_engine: LockEngine, slot: Sl
 
 
 async def test_one_slot_has_one_winner_among_tasks(async_lock_engine: AsyncLockEngine, slot: Slot) -> None:
-    """Merged into one call, callers of one slot still see each other."""
+    """Merged into few calls, callers of one slot still see each other."""
     results: list[Any] = await asyncio.gather(
         *(async_lock_engine.lock(slot.id, lock_for=MINUTE) for _ in range(300)), return_exceptions=True
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -230,10 +231,10 @@ def test_a_key_of_another_kind_fails_its_own_request(
     assert (raw.get(name), raw.ttl(name)) == ("not ours", -1)
 
 
-async def test_callers_of_one_call_count_each_other(
+async def test_callers_of_one_moment_count_each_other(
     async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis, lock_namespace: str
 ) -> None:
-    """Merged into one call, a holder's requests do not slip through together, and other holders' are untouched."""
+    """Merged into few calls, a holder's requests do not slip through together, and other holders' are untouched."""
     raw.set(Keys(lock_namespace).locks_of("spoilt"), "not ours")
     quotas = [THREE] * 5 + [Quota("another", most=1), None, Quota("spoilt", most=1)]
     results: list[Any] = await asyncio.gather(
@@ -243,9 +244,11 @@ async def test_callers_of_one_call_count_each_other(
         ),
         return_exceptions=True,
     )
-    expected = [Lock, Lock, Lock, TooManyLocks, TooManyLocks, Lock, Lock, StoreCorrupt]
-    assert [type(result) for result in results] == expected
-    assert timedelta(seconds=50) < results[3].retry_after <= MINUTE
+    assert [type(result) for result in results[5:]] == [Lock, Lock, StoreCorrupt]
+    # Calls that go over two connections have no order, so which of the five come first is open.
+    assert Counter(type(result) for result in results[:5]) == {Lock: 3, TooManyLocks: 2}
+    refused = next(result for result in results if isinstance(result, TooManyLocks))
+    assert timedelta(seconds=50) < refused.retry_after <= MINUTE
 
 
 def test_many_threads_of_one_holder_never_have_more(lock_engine: LockEngine, ids: list[str], soak: bool) -> None:
