@@ -17,7 +17,7 @@ from overbooked_lock.calls import Settings
 from overbooked_lock.coalescing import Coalescer
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
-from overbooked_lock.events import SWEEP_EVERY_SECONDS, AsyncListener, Event, Reader, pause_until
+from overbooked_lock.events import SWEEP_EVERY_SECONDS, AsyncListener, Event, Reader, Waiter, pause_until
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
@@ -36,7 +36,7 @@ from overbooked_lock.models import (
     Status,
     Unlocked,
 )
-from overbooked_lock.operations import Await, InBackground, Listen, Load, Operation, Operations, Pause, Run
+from overbooked_lock.operations import Means, Operation, Operations
 
 T = TypeVar("T")
 
@@ -71,9 +71,11 @@ class AsyncLockEngine:
         pool = store.client_of(client, redis.asyncio.Redis).connection_pool
         settings = Settings(Keys(namespace), arguments.max_lock(max_lock), arguments.scope(unregistered))
         self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
-        self._operations = Operations(settings, self._timeout, can_load=load_slot is not None)
         self._coalescer = Coalescer(pool, settings, self._timeout)
         self._listener = AsyncListener(pool, settings.keys.events, self._timeout, self._sweep)
+        run, load = self._coalescer.enqueue, None if load_slot is None else self._load
+        means = Means(run, asyncio.sleep, self._listener.waiter, self._wait, load, self._in_background)
+        self._operations = Operations(settings, self._timeout, means)
         self._load_slot = load_slot
         self._loading: dict[str, asyncio.Task[bool]] = {}
         self._background: set[asyncio.Task[Any]] = set()
@@ -122,7 +124,7 @@ class AsyncLockEngine:
         fair: bool = False,
     ) -> Lock:
         """Locks a slot until a date, or for a duration from Redis' now."""
-        return await self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota, fair))
+        return await self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota, fair)
 
     async def lock_many(
         self,
@@ -135,21 +137,21 @@ class AsyncLockEngine:
         quota: Quota | None = None,
     ) -> list[Lock]:
         """Locks up to 512 slots with one key: all of them or none, in one step."""
-        return await self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait, quota))
+        return await self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait, quota)
 
     async def unlock(
         self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None
     ) -> Unlocked:
         """Ends a lock, named by its value or by slot_id and lock_key."""
-        return await self._do(self._operations.unlock(lock, lock_key, fencing_token))
+        return await self._operations.unlock(lock, lock_key, fencing_token)
 
     async def unlock_many(self, locks: Iterable[Lock | str], *, lock_key: str | None = None) -> list[Unlocked]:
         """Ends up to 512 locks in one step, each that is still the caller's."""
-        return await self._do(self._operations.unlock_many(locks, lock_key))
+        return await self._operations.unlock_many(locks, lock_key)
 
     async def force_unlock(self, slot_id: str) -> Unlocked:
         """Ends whatever lock is on a slot: for operators."""
-        return await self._do(self._operations.force_unlock(slot_id))
+        return await self._operations.force_unlock(slot_id)
 
     async def extend(
         self,
@@ -161,7 +163,7 @@ class AsyncLockEngine:
         fencing_token: int | None = None,
     ) -> Lock:
         """Moves the end of a live lock to a later date, or to a duration from Redis' now; never to an earlier one."""
-        return await self._do(self._operations.extend(lock, lock_key, lock_until, lock_for, fencing_token))
+        return await self._operations.extend(lock, lock_key, lock_until, lock_for, fencing_token)
 
     async def extend_many(
         self,
@@ -172,13 +174,13 @@ class AsyncLockEngine:
         lock_for: timedelta | None = None,
     ) -> list[Lock]:
         """Extends up to 512 locks: all of them or none, in one step. Raises what :meth:`extend` raises."""
-        return await self._do(self._operations.extend_many(locks, lock_key, lock_until, lock_for))
+        return await self._operations.extend_many(locks, lock_key, lock_until, lock_for)
 
     async def check(
         self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None
     ) -> Lock | None:
         """Is it still mine? The lock as it stands now, or None."""
-        return await self._do(self._operations.check(lock, lock_key, fencing_token))
+        return await self._operations.check(lock, lock_key, fencing_token)
 
     def hold(
         self,
@@ -196,7 +198,7 @@ class AsyncLockEngine:
 
     async def list_locks(self) -> list[LiveLock]:
         """All live locks, by their end: for operators. Raises StoreUnavailable."""
-        return await self._do(self._operations.list_locks())
+        return await self._operations.list_locks()
 
     # Slots
 
@@ -207,11 +209,11 @@ class AsyncLockEngine:
 
     async def create_slots(self, slots: Iterable[NewSlot]) -> list[Slot]:
         """Registers up to 512 slots in one step."""
-        return await self._do(self._operations.create_slots(slots))
+        return await self._operations.create_slots(slots)
 
     async def get_slot(self, slot_id: str, *, lock_key: str | None = None) -> Slot:
         """The slot as somebody else sees it, or as the holder does whose ``lock_key`` is given."""
-        return await self._do(self._operations.get_slot(slot_id, lock_key))
+        return await self._operations.get_slot(slot_id, lock_key)
 
     async def update_slot(
         self,
@@ -225,7 +227,7 @@ class AsyncLockEngine:
     ) -> Slot:
         """Changes what is given and leaves the rest."""
         fields = (start_date, end_date, capacity, metadata, lockable)
-        return await self._do(self._operations.update_slot(slot_id, *fields, None))
+        return await self._operations.update_slot(slot_id, *fields, None)
 
     async def enable_slot(self, slot_id: str) -> Slot:
         """Opens a slot for locks and bookings. Raises SlotNotFound, StoreCorrupt, StoreUnavailable."""
@@ -236,11 +238,11 @@ class AsyncLockEngine:
         return await self._set_status(slot_id, "disabled")
 
     async def _set_status(self, slot_id: str, status: Status) -> Slot:
-        return await self._do(self._operations.update_slot(slot_id, None, None, None, None, None, status))
+        return await self._operations.update_slot(slot_id, None, None, None, None, None, status)
 
     async def delete_slot(self, slot_id: str) -> bool:
         """Removes a slot and the lock on it. True if it was there."""
-        return await self._do(self._operations.delete_slot(slot_id))
+        return await self._operations.delete_slot(slot_id)
 
     async def list_slots(
         self,
@@ -255,11 +257,11 @@ class AsyncLockEngine:
     ) -> SlotPage:
         """A page of slots in the order of their start, as :meth:`get_slot` shows them."""
         filters = (resource_id, start_date, end_date, available)
-        return await self._do(self._operations.list_slots(*filters, limit, page, lock_key))
+        return await self._operations.list_slots(*filters, limit, page, lock_key)
 
     async def prune_slots(self, before: datetime) -> int:
         """Removes the slots that ended at or before a date and are neither locked nor booked; returns how many."""
-        return await self._do(self._operations.prune_slots(before))
+        return await self._operations.prune_slots(before)
 
     # Bookings
 
@@ -273,7 +275,7 @@ class AsyncLockEngine:
         booking_id: str | None = None,
     ) -> Booking:
         """Books a place in a slot, named by its id or by the Lock that holds it."""
-        return await self._do(self._operations.book(slot, lock_key, fencing_token, metadata, booking_id))
+        return await self._operations.book(slot, lock_key, fencing_token, metadata, booking_id)
 
     async def book_many(
         self,
@@ -284,31 +286,31 @@ class AsyncLockEngine:
         booking_ids: Iterable[str] | None = None,
     ) -> list[Booking]:
         """Books a place in each of up to 512 slots: all of them or none, in one step."""
-        return await self._do(self._operations.book_many(slots, lock_key, metadata, booking_ids))
+        return await self._operations.book_many(slots, lock_key, metadata, booking_ids)
 
     async def get_booking(self, booking_id: str) -> Booking:
         """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
-        return await self._do(self._operations.get_booking(booking_id))
+        return await self._operations.get_booking(booking_id)
 
     async def update_booking(self, booking_id: str, *, metadata: Mapping[str, Any]) -> Booking:
         """Puts other metadata in the place of a booking's. Raises what :meth:`get_booking` raises."""
-        return await self._do(self._operations.update_booking(booking_id, metadata))
+        return await self._operations.update_booking(booking_id, metadata)
 
     async def cancel_booking(self, booking_id: str) -> Booking:
         """Cancels a booking: its place is free again. One that is cancelled stays so."""
-        return await self._do(self._operations.cancel_booking(booking_id))
+        return await self._operations.cancel_booking(booking_id)
 
     async def enable_booking(self, booking_id: str, *, lock_key: str | None = None) -> Booking:
         """Makes a cancelled booking active again, as if it were booked now. One that is active stays so."""
-        return await self._do(self._operations.enable_booking(booking_id, lock_key))
+        return await self._operations.enable_booking(booking_id, lock_key)
 
     async def reschedule_booking(self, booking_id: str, target_slot_id: str, *, lock_key: str | None = None) -> Booking:
         """Moves a booking to another slot, as if it were booked there now; both slots count it in one step."""
-        return await self._do(self._operations.reschedule_booking(booking_id, target_slot_id, lock_key))
+        return await self._operations.reschedule_booking(booking_id, target_slot_id, lock_key)
 
     async def delete_booking(self, booking_id: str) -> bool:
         """Removes a booking. True if it was there. Raises InvalidArgument, StoreCorrupt, StoreUnavailable."""
-        return await self._do(self._operations.delete_booking(booking_id))
+        return await self._operations.delete_booking(booking_id)
 
     async def list_bookings(
         self,
@@ -320,35 +322,35 @@ class AsyncLockEngine:
         page: int = 1,
     ) -> BookingPage:
         """A page of bookings in the order they were made: all, a slot's, a resource's, with one status."""
-        return await self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
+        return await self._operations.list_bookings(slot_id, resource_id, status, limit, page)
 
     # API keys
 
     async def create_api_key(self, kind: KeyKind, *, name: str = "") -> ApiKey:
         """Makes an API key, and registers its hash."""
-        return await self._do(self._operations.create_api_key(kind, name))
+        return await self._operations.create_api_key(kind, name)
 
     async def list_api_keys(self) -> list[ApiKeyInfo]:
         """All API keys, the oldest first. Raises StoreUnavailable."""
-        return await self._do(self._operations.list_api_keys())
+        return await self._operations.list_api_keys()
 
     async def find_api_key(self, key: str) -> ApiKeyInfo | None:
         """Which API key this is; None if there is none, or the text can't be one."""
-        return await self._do(self._operations.find_api_key(key))
+        return await self._operations.find_api_key(key)
 
     async def revoke_api_key(self, key_id: str) -> bool:
         """Removes an API key, at once. True if it was there."""
-        return await self._do(self._operations.revoke_api_key(key_id))
+        return await self._operations.revoke_api_key(key_id)
 
     # Answers
 
     async def keep_answer(self, name: str, answer: str, *, keep_for: timedelta) -> str:
         """Keeps an answer under a name, unless there is one already; returns the one that is kept."""
-        return await self._do(self._operations.keep_answer(name, answer, keep_for))
+        return await self._operations.keep_answer(name, answer, keep_for)
 
     async def get_answer(self, name: str) -> str | None:
         """The answer that is kept under a name, None if there is none."""
-        return await self._do(self._operations.get_answer(name))
+        return await self._operations.get_answer(name)
 
     # Events
 
@@ -388,7 +390,7 @@ class AsyncLockEngine:
                 more = True
                 while more:
                     try:
-                        found, more = await self._do(self._operations.catch_up(reader))
+                        found, more = await self._operations.catch_up(reader)
                     except StoreUnavailable:
                         if self._closed:
                             return
@@ -398,12 +400,12 @@ class AsyncLockEngine:
 
     async def sweep(self) -> int:
         """Tells of locks that ended by their date and were not told of yet; returns how many."""
-        return (await self._do(self._operations.sweep())).locks
+        return (await self._operations.sweep()).locks
 
     async def _sweep(self) -> float:
         """Sweeps; returns the seconds until it is to be done again."""
         try:
-            return pause_until((await self._do(self._operations.sweep())).until_next)
+            return pause_until((await self._operations.sweep()).until_next)
         except StoreUnavailable:
             return SWEEP_EVERY_SECONDS
 
@@ -436,36 +438,16 @@ class AsyncLockEngine:
     ) -> None:
         await self.close()
 
-    async def _do(self, operation: Operation[T]) -> T:
-        try:
-            step = next(operation)
-            while True:
-                try:
-                    result = await (self._coalescer.enqueue(step) if isinstance(step, Run) else self._perform(step))
-                except BaseException as error:  # noqa: BLE001 - it goes into the operation, which raises it
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(result)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
+    # What operations await
 
-    async def _perform(self, step: Pause | Listen | Await | Load | InBackground) -> Any:
-        if isinstance(step, Pause):
-            return await asyncio.sleep(step.seconds)
-        if isinstance(step, Listen):
-            return self._listener.waiter(step.slot_id, step.ticket)
-        if isinstance(step, Await):
-            # Not wait_for, which makes a task: whoever waits is to wake at once.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(step.seconds):
-                    await step.waiter.bell.wait()
-            step.waiter.bell.clear()
-            if self._dismissed:
-                raise StoreUnavailable("not_applied", "this engine is closed")
-            return None
-        if isinstance(step, Load):
-            return await self._load(step.slot_id)
-        return self._in_background(step)
+    async def _wait(self, waiter: Waiter[asyncio.Event], seconds: float) -> None:
+        # Not wait_for, which makes a task: whoever waits is to wake at once.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await waiter.bell.wait()
+        waiter.bell.clear()
+        if self._dismissed:
+            raise StoreUnavailable("not_applied", "this engine is closed")
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -473,13 +455,13 @@ class AsyncLockEngine:
         task.add_done_callback(self._background.discard)
         return task
 
-    def _in_background(self, step: InBackground) -> None:
-        self._spawn(self._do_afterwards(step.operation))
+    def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
+        self._spawn(self._do_afterwards(operation))
 
-    async def _do_afterwards(self, operation: Operation[None]) -> None:
+    async def _do_afterwards(self, operation: Callable[[], Operation[None]]) -> None:
         # It undoes what a cancelled call did, which may be on its way still, and must not be overtaken.
         await self._coalescer.landed()
-        await self._do(operation)
+        await operation()
 
     async def _load(self, slot_id: str) -> bool:
         task = self._loading.get(slot_id)

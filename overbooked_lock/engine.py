@@ -24,7 +24,7 @@ from overbooked_lock import arguments, calls, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
-from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, pause_until
+from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter, pause_until
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import (
@@ -43,10 +43,11 @@ from overbooked_lock.models import (
     Status,
     Unlocked,
 )
-from overbooked_lock.operations import Await, InBackground, Listen, Load, Operation, Operations, Pause, Run
+from overbooked_lock.operations import Means, Operation, Operations, Run
 
 T = TypeVar("T")
 
+_CLOSED = "this engine is closed"
 _GLANCE = 0.002  # seconds
 
 
@@ -81,8 +82,10 @@ class LockEngine:
         self._pool = store.client_of(client, redis.Redis).connection_pool
         self._settings = Settings(Keys(namespace), arguments.max_lock(max_lock), arguments.scope(unregistered))
         self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
-        self._operations = Operations(self._settings, self._timeout, can_load=load_slot is not None)
         self._listener = Listener(self._pool, self._settings.keys.events, self._timeout, self._sweep)
+        load = None if load_slot is None else self._load
+        means = Means(self._run, self._pause, self._listener.waiter, self._wait, load, self._in_background)
+        self._operations = Operations(self._settings, self._timeout, means)
         self._load_slot = load_slot
         self._loading: dict[str, Future[bool]] = {}
         self._mutex = threading.Lock()
@@ -576,7 +579,7 @@ class LockEngine:
         Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
         """
         if self._closing.is_set():
-            raise StoreUnavailable("not_applied", "this engine is closed")
+            raise StoreUnavailable("not_applied", _CLOSED)
         with self._listener.reading() as batches:
             while True:
                 batch = batches.get()
@@ -638,35 +641,24 @@ class LockEngine:
 
     def _do(self, operation: Operation[T]) -> T:
         try:
-            step = next(operation)
-            while True:
-                try:
-                    result = self._run(step) if isinstance(step, Run) else self._perform(step)
-                except BaseException as error:  # noqa: BLE001 - it goes into the operation, which raises it
-                    step = operation.throw(error)
-                else:
-                    step = operation.send(result)
+            operation.send(None)
         except StopIteration as done:
             return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
+        raise AssertionError("an operation of the sync engine was suspended")
 
-    def _perform(self, step: Pause | Listen | Await | Load | InBackground) -> Any:
-        if isinstance(step, Pause):
-            if self._closing.wait(step.seconds):
-                raise StoreUnavailable("not_applied", "this engine is closed")
-            return None
-        if isinstance(step, Listen):
-            return self._listener.waiter(step.slot_id, step.ticket)
-        if isinstance(step, Await):
-            step.waiter.bell.wait(step.seconds)
-            step.waiter.bell.clear()
-            if self._dismissed:
-                raise StoreUnavailable("not_applied", "this engine is closed")
-            return None
-        if isinstance(step, Load):
-            return self._load(step.slot_id)
-        return self._in_background(step)
+    # What operations await. All of it blocks, and nothing suspends.
 
-    def _run(self, step: Run) -> Any:
+    async def _pause(self, seconds: float) -> None:
+        if self._closing.wait(seconds):
+            raise StoreUnavailable("not_applied", _CLOSED)
+
+    async def _wait(self, waiter: Waiter[threading.Event], seconds: float) -> None:
+        waiter.bell.wait(seconds)
+        waiter.bell.clear()
+        if self._dismissed:
+            raise StoreUnavailable("not_applied", _CLOSED)
+
+    async def _run(self, step: Run) -> list[Any]:
         call = step.build(self._settings, step.requests)
         attempts = store.Attempts(self._timeout if step.within is None else min(self._timeout, step.within))
         while True:
@@ -696,7 +688,7 @@ class LockEngine:
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():
-            raise attempts.gave_up("this engine is closed", sent=False)
+            raise attempts.gave_up(_CLOSED, sent=False)
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
             self._idle, self._wires, self._pid = deque(), set(), os.getpid()
@@ -736,17 +728,17 @@ class LockEngine:
         self._wires.discard(wire)
         wire.close()
 
-    def _in_background(self, step: InBackground) -> None:
+    def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
         def work() -> None:
             with contextlib.suppress(StoreUnavailable):  # the engine was closed
-                self._do(step.operation)
+                self._do(operation())
             self._background.discard(thread)
 
         thread = threading.Thread(target=work, name="overbooked-lock undo", daemon=True)
         self._background.add(thread)
         thread.start()
 
-    def _load(self, slot_id: str) -> bool:
+    async def _load(self, slot_id: str) -> bool:
         assert self._load_slot is not None  # noqa: S101 - operations load only where this is given
         with self._mutex:
             future = self._loading.get(slot_id)

@@ -1,7 +1,7 @@
 """What each verb does, written once for both engines and without I/O.
 
-An operation is a generator. It yields steps, an engine carries each out and sends back what came of it (or throws
-the error in), and what the generator returns is the verb's result. The pattern is psycopg 3's ``generators.py``.
+An operation is a coroutine that awaits nothing but what its engine lends it (:class:`Means`). The async engine awaits
+it. For the sync engine these block and never suspend, so one ``send`` takes the operation to its end.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from overbooked_lock import arguments, calls
@@ -64,39 +66,29 @@ class Run(NamedTuple):
     within: float | None = None
 
 
-class Pause(NamedTuple):
-    """Wait."""
-
-    seconds: float
+Operation = Coroutine[Any, Any, T]
 
 
-class Listen(NamedTuple):
-    """Be told from now on when a slot may be free: gives a waiter, which the operation closes.
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What an engine lends its operations.
 
-    One with a ticket is also told when it gets the slot, and not when another does.
+    Attributes:
+        run: Calls a script.
+        pause: Waits so many seconds.
+        listen: Tells from now on when a slot may be free: the waiter is to be closed. One with a ticket is also told
+            when it gets the slot, and not when another does.
+        wait: Until a waiter's bell rings, but no longer than so many seconds.
+        load: Asks the host for a slot and registers it; whether it has one. None if the host offers none.
+        in_background: Carries out another operation, and goes on at once.
     """
 
-    slot_id: str
-    ticket: str
-
-
-class Await(NamedTuple):
-    """Wait until a waiter's bell rings, but no longer than so long."""
-
-    waiter: Waiter[Any]
-    seconds: float
-
-
-class Load(NamedTuple):
-    """Ask the host for a slot and register it: gives whether the host has one."""
-
-    slot_id: str
-
-
-class InBackground(NamedTuple):
-    """Carry out another operation, and go on at once."""
-
-    operation: Operation[None]
+    run: Callable[[Run], Awaitable[list[Any]]]
+    pause: Callable[[float], Awaitable[None]]
+    listen: Callable[[str, str], Waiter[Any]]
+    wait: Callable[[Waiter[Any], float], Awaitable[None]]
+    load: Callable[[str], Awaitable[bool]] | None
+    in_background: Callable[[Callable[[], Operation[None]]], None]
 
 
 class Swept(NamedTuple):
@@ -113,21 +105,18 @@ class CaughtUp(NamedTuple):
     more: bool
 
 
-Step = Run | Pause | Listen | Await | Load | InBackground
-Operation = Generator[Step, Any, T]
-
-
 class Operations:
-    """The verbs, with an engine's settings. ``can_load`` says whether the host offers slots of its own."""
+    """The verbs, with an engine's settings; ``timeout`` is in seconds."""
 
-    def __init__(self, settings: calls.Settings, timeout: float, *, can_load: bool) -> None:
+    def __init__(self, settings: calls.Settings, timeout: float, means: Means) -> None:
         self._settings = settings
         self._timeout = timeout
-        self._can_load = can_load
+        self._means = means
+        self._run = means.run
 
     # Locks
 
-    def lock(
+    async def lock(
         self,
         slot_id: str,
         lock_key: str | None,
@@ -136,7 +125,7 @@ class Operations:
         wait: timedelta | None,
         quota: Quota | None,
         fair: bool,
-    ) -> Operation[Lock]:
+    ) -> Lock:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
         quota = _quota(quota)
@@ -146,10 +135,10 @@ class Operations:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
             request = request._replace(ticket=secrets.token_hex(8))
         run = Run(calls.lock_fair if fair else calls.lock, [request])
-        [lock] = yield from self._attempt(run) if wait is None else self._wait_for(run, wait)
+        [lock] = await (self._attempt(run) if wait is None else self._wait_for(run, wait))
         return lock
 
-    def lock_many(
+    async def lock_many(
         self,
         slot_ids: Iterable[str],
         lock_key: str | None,
@@ -157,7 +146,7 @@ class Operations:
         lock_for: timedelta | None,
         wait: timedelta | None,
         quota: Quota | None,
-    ) -> Operation[list[Lock]]:
+    ) -> list[Lock]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
         quota = _quota(quota)
@@ -166,16 +155,16 @@ class Operations:
             for slot_id in arguments.slot_ids(slot_ids)
         ]
         run = Run(calls.lock_many, requests, alone=True)
-        return (yield from self._attempt(run) if wait is None else self._wait_for(run, wait))
+        return await (self._attempt(run) if wait is None else self._wait_for(run, wait))
 
-    def _wait_for(self, run: Run, wait: timedelta) -> Operation[list[Lock]]:
+    async def _wait_for(self, run: Run, wait: timedelta) -> list[Lock]:
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
         ticket = run.requests[0].ticket
         try:
             while True:
                 try:
-                    return (yield from self._attempt(run))
+                    return await self._attempt(run)
                 except SlotLocked as taken:
                     left = give_up_at - time.monotonic()
                     if left <= 0:
@@ -184,37 +173,39 @@ class Operations:
                         # A message that was lost costs no more than what is left of the lock. Who waits in line gets
                         # the slot at its date without asking, and only renews its ticket.
                         free_in = taken.retry_after.total_seconds() + 0.001
-                        yield Await(waiter, min(left, RENEW_TICKET_EVERY if ticket else free_in))
+                        await self._means.wait(waiter, min(left, RENEW_TICKET_EVERY if ticket else free_in))
                     else:
                         # Listen, and then try again: what came free in between told nobody who listened.
                         if waiter is not None:
                             waiter.close()
-                        waiter = yield Listen(taken.slot_id, ticket)
+                        waiter = self._means.listen(taken.slot_id, ticket)
         except GeneratorExit:
             raise
         except BaseException:
             if ticket:
-                yield InBackground(self._leave_queue(run.requests[0]))
+                self._means.in_background(partial(self._leave_queue, run.requests[0]))
             raise
         finally:
             if waiter is not None:
                 waiter.close()
 
-    def _leave_queue(self, request: calls.LockRequest) -> Operation[None]:
+    async def _leave_queue(self, request: calls.LockRequest) -> None:
         """Leaves the line, so that the next need not wait until the ticket has died."""
         with contextlib.suppress(StoreUnavailable):
-            yield Run(calls.leave_queue, [calls.LeaveRequest(request.slot_id, request.lock_key, request.ticket)])
+            await self._run(
+                Run(calls.leave_queue, [calls.LeaveRequest(request.slot_id, request.lock_key, request.ticket)])
+            )
 
-    def unlock(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Unlocked]:
-        return _one((yield Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
+    async def unlock(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Unlocked:
+        return _one(await self._run(Run(calls.unlock, [_claim(lock, lock_key, fencing_token)])))
 
-    def unlock_many(self, locks: Iterable[Lock | str], lock_key: str | None) -> Operation[list[Unlocked]]:
-        return _all((yield Run(calls.unlock, _claims(locks, lock_key))))
+    async def unlock_many(self, locks: Iterable[Lock | str], lock_key: str | None) -> list[Unlocked]:
+        return _all(await self._run(Run(calls.unlock, _claims(locks, lock_key))))
 
-    def force_unlock(self, slot_id: str) -> Operation[Unlocked]:
-        return _one((yield Run(calls.force_unlock, [calls.ClaimRequest(arguments.slot_id(slot_id), "")])))
+    async def force_unlock(self, slot_id: str) -> Unlocked:
+        return _one(await self._run(Run(calls.force_unlock, [calls.ClaimRequest(arguments.slot_id(slot_id), "")])))
 
-    def extend(
+    async def extend(
         self,
         lock: Lock | str,
         lock_key: str | None,
@@ -222,20 +213,20 @@ class Operations:
         lock_for: timedelta | None,
         fencing_token: int | None,
         within: float | None = None,
-    ) -> Operation[Lock]:
+    ) -> Lock:
         claim = _claim(lock, lock_key, fencing_token)
         [request] = self._extend_requests([claim], lock_until, lock_for)
-        return _one((yield Run(calls.extend, [request], within=within)))
+        return _one(await self._run(Run(calls.extend, [request], within=within)))
 
-    def extend_many(
+    async def extend_many(
         self,
         locks: Iterable[Lock | str],
         lock_key: str | None,
         lock_until: datetime | None,
         lock_for: timedelta | None,
-    ) -> Operation[list[Lock]]:
+    ) -> list[Lock]:
         requests = self._extend_requests(_claims(locks, lock_key), lock_until, lock_for)
-        return _all((yield Run(calls.extend_many, requests, alone=True)))
+        return _all(await self._run(Run(calls.extend_many, requests, alone=True)))
 
     def _extend_requests(
         self, claims: Sequence[calls.ClaimRequest], lock_until: datetime | None, lock_for: timedelta | None
@@ -243,33 +234,33 @@ class Operations:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         return [calls.LockRequest(claim.slot_id, claim.lock_key, until, claim.fencing_token) for claim in claims]
 
-    def check(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Operation[Lock | None]:
-        return _one((yield Run(calls.check, [_claim(lock, lock_key, fencing_token)])))
+    async def check(self, lock: Lock | str, lock_key: str | None, fencing_token: int | None) -> Lock | None:
+        return _one(await self._run(Run(calls.check, [_claim(lock, lock_key, fencing_token)])))
 
-    def list_locks(self) -> Operation[list[LiveLock]]:
+    async def list_locks(self) -> list[LiveLock]:
         locks: dict[str, LiveLock] = {}
         cursor = 0
         while True:
-            [(found, cursor)] = yield Run(calls.list_locks, [(cursor, CHUNK)], alone=True)
+            [(found, cursor)] = await self._run(Run(calls.list_locks, [(cursor, CHUNK)], alone=True))
             # A lock that is extended between two calls moves back, and is seen twice.
             locks.update((lock.slot_id, lock) for lock in found)
             if not cursor:
                 return list(locks.values())
 
-    def sweep(self) -> Operation[Swept]:
+    async def sweep(self) -> Swept:
         total = 0
         while True:
-            [(swept, until_next)] = yield Run(calls.sweep, [CHUNK], alone=True)
+            [(swept, until_next)] = await self._run(Run(calls.sweep, [CHUNK], alone=True))
             total += swept
             if swept < CHUNK:
                 return Swept(total, until_next)
 
-    def catch_up(self, reader: Reader) -> Operation[CaughtUp]:
+    async def catch_up(self, reader: Reader) -> CaughtUp:
         """The next events of the stream for a reader, of a chunk of entries.
 
         Raises EventsMissed.
         """
-        [(kept, entries)] = yield Run(calls.read_events, [(reader.from_id, CHUNK)], alone=True)
+        [(kept, entries)] = await self._run(Run(calls.read_events, [(reader.from_id, CHUNK)], alone=True))
         if not kept:
             raise EventsMissed(reader.from_id)
         if not reader.from_id:
@@ -281,17 +272,17 @@ class Operations:
 
     # Slots
 
-    def create_slots(self, slots: Iterable[NewSlot]) -> Operation[list[Slot]]:
+    async def create_slots(self, slots: Iterable[NewSlot]) -> list[Slot]:
         requests = [_create_request(slot) for slot in slots]
         arguments.slot_ids([request.slot_id for request in requests])
-        return _all((yield Run(calls.create_slots, requests)))
+        return _all(await self._run(Run(calls.create_slots, requests)))
 
-    def get_slot(self, slot_id: str, lock_key: str | None) -> Operation[Slot]:
+    async def get_slot(self, slot_id: str, lock_key: str | None) -> Slot:
         request = calls.GetRequest(arguments.slot_id(slot_id), _key_or_none(lock_key))
-        [slot] = yield from self._attempt(Run(calls.get_slots, [request]))
+        [slot] = await self._attempt(Run(calls.get_slots, [request]))
         return slot
 
-    def update_slot(
+    async def update_slot(
         self,
         slot_id: str,
         start_date: datetime | None,
@@ -300,7 +291,7 @@ class Operations:
         metadata: Mapping[str, Any] | None,
         lockable: bool | None,
         status: Status | None,
-    ) -> Operation[Slot]:
+    ) -> Slot:
         request = calls.UpdateRequest(
             arguments.slot_id(slot_id),
             lockable="" if lockable is None else "NL"[arguments.flag(lockable, "lockable")],
@@ -312,16 +303,16 @@ class Operations:
             end_date="" if end_date is None else given_date(end_date),
             metadata="" if metadata is None else arguments.metadata(metadata),
         )
-        return _one((yield Run(calls.update_slot, [request])))
+        return _one(await self._run(Run(calls.update_slot, [request])))
 
-    def delete_slot(self, slot_id: str) -> Operation[bool]:
+    async def delete_slot(self, slot_id: str) -> bool:
         request = calls.DeleteRequest(arguments.slot_id(slot_id))
         deleted = None
         while deleted is None:
-            deleted = _one((yield Run(calls.delete_slots, [request])))
+            deleted = _one(await self._run(Run(calls.delete_slots, [request])))
         return deleted
 
-    def list_slots(
+    async def list_slots(
         self,
         resource_id: str | None,
         start_date: datetime | None,
@@ -330,7 +321,7 @@ class Operations:
         limit: int,
         page: int,
         lock_key: str | None,
-    ) -> Operation[SlotPage]:
+    ) -> SlotPage:
         limit, skip = arguments.page(limit, page)
         request = calls.ListRequest(
             resource_id="" if resource_id is None else arguments.slot_id(resource_id, "resource_id"),
@@ -345,18 +336,18 @@ class Operations:
         )
         slots, total = list[Slot](), 0
         while True:
-            [listed] = yield Run(calls.list_slots, [request], alone=True)
+            [listed] = await self._run(Run(calls.list_slots, [request], alone=True))
             slots += listed.found
             total += listed.matched
             if not listed.next_cursor:
                 return SlotPage(tuple(slots), total, limit, page)
             request = request._replace(cursor=listed.next_cursor, skip=max(0, skip - total), limit=limit - len(slots))
 
-    def prune_slots(self, before: datetime) -> Operation[int]:
+    async def prune_slots(self, before: datetime) -> int:
         before_ms = arguments.milliseconds(before, "before")
         total = skip = 0
         while True:
-            [(pruned, kept, more)] = yield Run(calls.prune_slots, [(before_ms, skip, CHUNK)], alone=True)
+            [(pruned, kept, more)] = await self._run(Run(calls.prune_slots, [(before_ms, skip, CHUNK)], alone=True))
             total += pruned
             skip += kept
             if not more:
@@ -364,59 +355,59 @@ class Operations:
 
     # Bookings
 
-    def book(
+    async def book(
         self,
         slot: Lock | str,
         lock_key: str | None,
         fencing_token: int | None,
         metadata: Mapping[str, Any] | None,
         booking_id: str | None,
-    ) -> Operation[Booking]:
+    ) -> Booking:
         request = _book_request(slot, lock_key, fencing_token, metadata, booking_id)
-        [booking] = yield from self._attempt(Run(calls.book, [request]))
+        [booking] = await self._attempt(Run(calls.book, [request]))
         return booking
 
-    def book_many(
+    async def book_many(
         self,
         slots: Iterable[Lock | str],
         lock_key: str | None,
         metadata: Mapping[str, Any] | None,
         booking_ids: Iterable[str] | None,
-    ) -> Operation[list[Booking]]:
+    ) -> list[Booking]:
         places = list(arguments.many(slots, "slots"))
         requests = [
             _book_request(slot, None if isinstance(slot, Lock) else lock_key, None, metadata, booking_id)
             for slot, booking_id in zip(places, arguments.booking_ids(booking_ids, len(places)), strict=True)
         ]
         arguments.slot_ids([request.slot_id for request in requests])
-        return (yield from self._attempt(Run(calls.book_many, requests, alone=True)))
+        return await self._attempt(Run(calls.book_many, requests, alone=True))
 
-    def get_booking(self, booking_id: str) -> Operation[Booking]:
-        return _one((yield Run(calls.get_bookings, [_booking_request(booking_id)])))
+    async def get_booking(self, booking_id: str) -> Booking:
+        return _one(await self._run(Run(calls.get_bookings, [_booking_request(booking_id)])))
 
-    def update_booking(self, booking_id: str, metadata: Mapping[str, Any]) -> Operation[Booking]:
+    async def update_booking(self, booking_id: str, metadata: Mapping[str, Any]) -> Booking:
         request = _booking_request(booking_id, arguments.metadata(metadata))
-        return _one((yield Run(calls.update_booking, [request])))
+        return _one(await self._run(Run(calls.update_booking, [request])))
 
-    def cancel_booking(self, booking_id: str) -> Operation[Booking]:
-        return _one((yield Run(calls.cancel_booking, [_booking_request(booking_id)])))
+    async def cancel_booking(self, booking_id: str) -> Booking:
+        return _one(await self._run(Run(calls.cancel_booking, [_booking_request(booking_id)])))
 
-    def enable_booking(self, booking_id: str, lock_key: str | None) -> Operation[Booking]:
-        return _one((yield Run(calls.enable_booking, [_booking_request(booking_id, _key_or_none(lock_key))])))
+    async def enable_booking(self, booking_id: str, lock_key: str | None) -> Booking:
+        return _one(await self._run(Run(calls.enable_booking, [_booking_request(booking_id, _key_or_none(lock_key))])))
 
-    def reschedule_booking(self, booking_id: str, target_slot_id: str, lock_key: str | None) -> Operation[Booking]:
+    async def reschedule_booking(self, booking_id: str, target_slot_id: str, lock_key: str | None) -> Booking:
         target = arguments.slot_id(target_slot_id, "target_slot_id")
         request = _booking_request(booking_id, target, _key_or_none(lock_key))
-        [booking] = yield from self._attempt(Run(calls.reschedule_booking, [request]))
+        [booking] = await self._attempt(Run(calls.reschedule_booking, [request]))
         return booking
 
-    def delete_booking(self, booking_id: str) -> Operation[bool]:
+    async def delete_booking(self, booking_id: str) -> bool:
         request = calls.DeleteBookingRequest(arguments.slot_id(booking_id, "booking_id"))
-        return _one((yield Run(calls.delete_bookings, [request])))
+        return _one(await self._run(Run(calls.delete_bookings, [request])))
 
-    def list_bookings(
+    async def list_bookings(
         self, slot_id: str | None, resource_id: str | None, status: BookingStatus | None, limit: int, page: int
-    ) -> Operation[BookingPage]:
+    ) -> BookingPage:
         limit, skip = arguments.page(limit, page)
         if status not in (None, "active", "cancelled"):
             raise InvalidArgument("status", "must be 'active' or 'cancelled', or None for both")
@@ -431,7 +422,7 @@ class Operations:
         )
         bookings, total = list[Booking](), 0
         while True:
-            [listed] = yield Run(calls.list_bookings, [request], alone=True)
+            [listed] = await self._run(Run(calls.list_bookings, [request], alone=True))
             bookings += listed.found
             total += listed.matched
             if not listed.next_cursor:
@@ -442,66 +433,67 @@ class Operations:
 
     # API keys
 
-    def create_api_key(self, kind: KeyKind, name: str) -> Operation[ApiKey]:
+    async def create_api_key(self, kind: KeyKind, name: str) -> ApiKey:
         request_kind = arguments.kind_of_key(kind)
         # Made before it is sent: however often that is, it is one key.
         key = arguments.new_api_key(request_kind)
         request = calls.KeyRequest(_key_hash(key), request_kind, arguments.name(name))
-        info = _one((yield Run(calls.create_api_key, [request])))
+        info = _one(await self._run(Run(calls.create_api_key, [request])))
         return ApiKey(info.id, info.kind, info.name, info.created_at, key)
 
-    def find_api_key(self, key: str) -> Operation[ApiKeyInfo | None]:
+    async def find_api_key(self, key: str) -> ApiKeyInfo | None:
         if not arguments.is_api_key(key):
             return None
-        return _one((yield Run(calls.find_api_key, [_key_hash(key)])))
+        return _one(await self._run(Run(calls.find_api_key, [_key_hash(key)])))
 
-    def list_api_keys(self) -> Operation[list[ApiKeyInfo]]:
+    async def list_api_keys(self) -> list[ApiKeyInfo]:
         infos: dict[str, ApiKeyInfo] = {}
         cursor = 0
         while True:
-            [(found, cursor)] = yield Run(calls.list_api_keys, [(cursor, CHUNK)], alone=True)
+            [(found, cursor)] = await self._run(Run(calls.list_api_keys, [(cursor, CHUNK)], alone=True))
             infos.update((info.id, info) for info in found)
             if not cursor:
                 return sorted(infos.values(), key=lambda info: (info.created_at, info.id))
 
-    def revoke_api_key(self, key_id: str) -> Operation[bool]:
-        return _one((yield Run(calls.revoke_api_key, [calls.RevokeRequest(arguments.api_key_id(key_id))])))
+    async def revoke_api_key(self, key_id: str) -> bool:
+        return _one(await self._run(Run(calls.revoke_api_key, [calls.RevokeRequest(arguments.api_key_id(key_id))])))
 
     # Answers
 
-    def keep_answer(self, name: str, answer: str, keep_for: timedelta) -> Operation[str]:
+    async def keep_answer(self, name: str, answer: str, keep_for: timedelta) -> str:
         keep_ms = arguments.positive_milliseconds(keep_for, "keep_for")
         request = calls.AnswerRequest(arguments.answer_name(name), arguments.answer(answer), keep_ms)
-        return _one((yield Run(calls.keep_answer, [request])))
+        return _one(await self._run(Run(calls.keep_answer, [request])))
 
-    def get_answer(self, name: str) -> Operation[str | None]:
-        return _one((yield Run(calls.get_answer, [arguments.answer_name(name)])))
+    async def get_answer(self, name: str) -> str | None:
+        return _one(await self._run(Run(calls.get_answer, [arguments.answer_name(name)])))
 
     # What several verbs share
 
-    def _attempt(self, run: Run) -> Operation[Any]:
+    async def _attempt(self, run: Run) -> Any:
         """The outcomes of a run. Slots that it lacks are asked of the host; what nobody could end later is undone."""
         asked: set[str] = set()
         while True:
             try:
-                outcomes = yield run
+                outcomes = await self._run(run)
             except GeneratorExit:
                 raise
             except BaseException as error:
                 applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
                 if applied and (undoing := _undoing(run.requests)):
-                    yield InBackground(self._undo(undoing))
+                    self._means.in_background(partial(self._undo, undoing))
                 raise
             problem = _first_error(outcomes)
             if problem is None:
                 return outcomes
-            if not (self._can_load and isinstance(problem, SlotNotFound) and problem.slot_id not in asked):
+            load = self._means.load
+            if load is None or not isinstance(problem, SlotNotFound) or problem.slot_id in asked:
                 raise problem
             asked.add(problem.slot_id)
-            if not (yield Load(problem.slot_id)):
+            if not await load(problem.slot_id):
                 raise problem
 
-    def _undo(self, undoing: Run) -> Operation[None]:
+    async def _undo(self, undoing: Run) -> None:
         """Ends what a call of unknown outcome may have made, or may yet make.
 
         A request that hangs on its way can arrive after the first try; hence the second look.
@@ -510,14 +502,14 @@ class Operations:
         looks = 0
         while looks < 2 and time.monotonic() < give_up_at:
             try:
-                outcomes = yield undoing
+                outcomes = await self._run(undoing)
             except StoreUnavailable:
                 outcomes = []
             if outcomes:
                 looks += 1
                 if all(outcome is True or (isinstance(outcome, Unlocked) and outcome.released) for outcome in outcomes):
                     return
-            yield Pause(self._timeout)
+            await self._means.pause(self._timeout)
 
 
 def _key_hash(key: str) -> str:
