@@ -1,8 +1,8 @@
 """The executor of the async engine: merges what the callers of one event loop ask for into few calls for many slots.
 
-Steps wait in a queue. Up to ``_IN_FLIGHT`` batches of them are under way, each on a connection of its own: requests
-that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a step
-that comes while a connection is free is sent at the end of the loop's turn, and steps gather only while all are busy.
+Runs wait in a queue. Up to ``_IN_FLIGHT`` batches of them are under way, each on a connection of its own: requests
+that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a run
+that comes while a connection is free is sent at the end of the loop's turn, and runs gather only while all are busy.
 
 redis-py connects: TLS, passwords and Sentinel are its business. From then on the connection's transport belongs to
 :class:`_Wire`, a protocol without streams and tasks.
@@ -40,11 +40,11 @@ _TOO_LATE = "its turn did not come in time"
 
 
 class _Item(store.Attempts):
-    """A step in the queue, its tries, and the future its caller awaits."""
+    """A run in the queue, its tries, and the future its caller awaits."""
 
-    def __init__(self, step: Run, timeout: float, future: asyncio.Future[Any]) -> None:
+    def __init__(self, run: Run, timeout: float, future: asyncio.Future[Any]) -> None:
         store.Attempts.__init__(self, timeout)  # super() costs as much again, for each call of each caller
-        self.step = step
+        self.run = run
         self.future = future
 
     def fail(self, error: BaseException) -> None:
@@ -53,7 +53,7 @@ class _Item(store.Attempts):
 
 
 class Coalescer:
-    """Carries out steps on the connections that a pool describes. ``timeout`` is each step's deadline in seconds."""
+    """Carries out runs on the connections that a pool describes. ``timeout`` is each run's deadline in seconds."""
 
     def __init__(self, pool: ConnectionPool, settings: Settings, timeout: float) -> None:
         self._pool = pool
@@ -71,10 +71,10 @@ class Coalescer:
         self._examined = False
         self._closed = False
         self.on_batch: Callable[[int], object] | None = None
-        """Is told of each batch that is sent, how many steps of callers it carries: for metrics."""
+        """Is told of each batch that is sent, how many runs of callers it carries: for metrics."""
 
-    def enqueue(self, step: Run) -> asyncio.Future[Any]:
-        """Takes a step; the future gives one outcome for each of its requests, or StoreUnavailable.
+    def enqueue(self, run: Run) -> asyncio.Future[Any]:
+        """Takes a run; the future gives one outcome for each of its requests, or StoreUnavailable.
 
         Raises StoreUnavailable if it is closed, RuntimeError on another event loop than that of the first call.
         """
@@ -85,7 +85,7 @@ class Coalescer:
             loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", _CLOSED)
-        item = _Item(step, self._timeout, loop.create_future())
+        item = _Item(run, self._timeout, loop.create_future())
         self._queue.append(item)
         if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
             self._flush_soon(loop)
@@ -154,7 +154,7 @@ class Coalescer:
                 item.fail(item.gave_up(_TOO_LATE, sent=False))
                 continue
             batch.append(item)
-            slots += len(item.step.requests)
+            slots += len(item.run.requests)
         self._last_batch = len(batch)
         return batch
 
@@ -193,11 +193,11 @@ class Coalescer:
         return wire
 
     def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
-        if self.on_batch is not None and (steps := sum(item.step.build is not sweep for item in batch)):
-            self.on_batch(steps)
+        if self.on_batch is not None and (runs := sum(item.run.build is not sweep for item in batch)):
+            self.on_batch(runs)
         groups: dict[object, list[_Item]] = {}
         for item in batch:
-            script = item if item.step.alone else item.step.build
+            script = item if item.run.alone else item.run.build
             if script in groups:
                 groups[script].append(item)
             else:
@@ -385,7 +385,7 @@ def _time_for(batch: Sequence[_Item]) -> float:
 
 
 def _build(settings: Settings, group: Sequence[_Item]) -> Call:
-    return group[0].step.build(settings, [request for item in group for request in item.step.requests])
+    return group[0].run.build(settings, [request for item in group for request in item.run.requests])
 
 
 def _checked(replies: list[Any] | OSError) -> list[Any]:
@@ -403,7 +403,7 @@ def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) ->
         return
     at = 0
     for item in group:
-        requests, future = item.step.requests, item.future
+        requests, future = item.run.requests, item.future
         own = outcomes[at : at + len(requests)]
         at += len(own)
         if not future.done():

@@ -1,4 +1,7 @@
-"""The sync engine: the verbs, and the executor that carries out their steps on this thread's own connection."""
+"""The sync engine. Its verbs are those of ``operations.py``; here stands what they await, and all of it blocks.
+
+The executor makes each call on a connection that no other thread uses meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,12 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from datetime import datetime, timedelta
+from datetime import timedelta
+from functools import wraps
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, cast
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar, cast
 
 import hiredis
 import redis
@@ -23,32 +27,36 @@ from redis.exceptions import ResponseError
 from overbooked_lock import arguments, calls, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import InvalidArgument, SlotExists, StoreUnavailable
-from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter, pause_until
+from overbooked_lock.errors import InvalidArgument, StoreUnavailable
+from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import (
-    ApiKey,
-    ApiKeyInfo,
-    Booking,
-    BookingPage,
-    BookingStatus,
-    KeyKind,
-    LiveLock,
-    Lock,
-    NewSlot,
-    Quota,
-    Slot,
-    SlotPage,
-    Status,
-    Unlocked,
-)
+from overbooked_lock.models import NewSlot
 from overbooked_lock.operations import Means, Operation, Operations, Run
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _CLOSED = "this engine is closed"
 _GLANCE = 0.002  # seconds
+
+
+def _blocking(verb: Callable[Concatenate[Operations, P], Operation[T]]) -> Callable[Concatenate[LockEngine, P], T]:
+    """The sync engine's verb: what the operation awaits here blocks, so one ``send`` takes it to its end."""
+
+    @wraps(verb)
+    def blocking(engine: LockEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return _end(verb(engine._operations, *args, **kwargs))  # noqa: SLF001 - our own
+
+    return blocking
+
+
+def _end(operation: Operation[T]) -> T:
+    try:
+        operation.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
+    raise AssertionError("an operation of the sync engine was suspended")
 
 
 class LockEngine:
@@ -82,7 +90,7 @@ class LockEngine:
         self._pool = store.client_of(client, redis.Redis).connection_pool
         self._settings = Settings(Keys(namespace), arguments.max_lock(max_lock), arguments.scope(unregistered))
         self._timeout = arguments.positive_milliseconds(timeout, "timeout") / 1000
-        self._listener = Listener(self._pool, self._settings.keys.events, self._timeout, self._sweep)
+        self._listener = Listener(self._pool, self._settings.keys.events, self._timeout, self._sweep_in_time)
         load = None if load_slot is None else self._load
         means = Means(self._run, self._pause, self._listener.waiter, self._wait, load, self._in_background)
         self._operations = Operations(self._settings, self._timeout, means)
@@ -131,129 +139,50 @@ class LockEngine:
         engine._server = server  # noqa: SLF001 - our own
         return engine
 
-    # Locks
+    lock = _blocking(Operations.lock)
+    lock_many = _blocking(Operations.lock_many)
+    unlock = _blocking(Operations.unlock)
+    unlock_many = _blocking(Operations.unlock_many)
+    force_unlock = _blocking(Operations.force_unlock)
+    extend = _blocking(Operations.extend)
+    extend_many = _blocking(Operations.extend_many)
+    check = _blocking(Operations.check)
+    list_locks = _blocking(Operations.list_locks)
 
-    def lock(
-        self,
-        slot_id: str,
-        *,
-        lock_key: str | None = None,
-        lock_until: datetime | None = None,
-        lock_for: timedelta | None = None,
-        wait: timedelta | None = None,
-        quota: Quota | None = None,
-        fair: bool = False,
-    ) -> Lock:
-        """Locks a slot until a date, or for a duration from Redis' now.
+    create_slot = _blocking(Operations.create_slot)
+    create_slots = _blocking(Operations.create_slots)
+    get_slot = _blocking(Operations.get_slot)
+    update_slot = _blocking(Operations.update_slot)
+    enable_slot = _blocking(Operations.enable_slot)
+    disable_slot = _blocking(Operations.disable_slot)
+    delete_slot = _blocking(Operations.delete_slot)
+    list_slots = _blocking(Operations.list_slots)
+    prune_slots = _blocking(Operations.prune_slots)
 
-        The key that holds the slot already is given its lock again, with the same fencing token; its date becomes
-        the later of the two. So a call whose answer was lost can be made again with the same key.
+    book = _blocking(Operations.book)
+    book_many = _blocking(Operations.book_many)
+    get_booking = _blocking(Operations.get_booking)
+    update_booking = _blocking(Operations.update_booking)
+    cancel_booking = _blocking(Operations.cancel_booking)
+    enable_booking = _blocking(Operations.enable_booking)
+    reschedule_booking = _blocking(Operations.reschedule_booking)
+    delete_booking = _blocking(Operations.delete_booking)
+    list_bookings = _blocking(Operations.list_bookings)
 
-        Args:
-            slot_id: The slot.
-            lock_key: The owner's secret, 1 to 255 characters. Without it a random one is made, and a lock whose
-                outcome stays unknown is undone in the background.
-            lock_until: The end of the lock, with a time zone; or else
-            lock_for: its duration.
-            wait: How long to wait for a slot that another key holds.
-            quota: How many live locks one holder may have, this one included. A lock that the key has already
-                costs nothing. Not waited for.
-            fair: Wait in line: who came first gets the slot first, by Redis' clock and across processes, and nobody
-                who does not wait in line gets it before. A waiter that died delays the next by up to 3 seconds.
+    create_api_key = _blocking(Operations.create_api_key)
+    list_api_keys = _blocking(Operations.list_api_keys)
+    find_api_key = _blocking(Operations.find_api_key)
+    revoke_api_key = _blocking(Operations.revoke_api_key)
 
-        Raises:
-            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``; or ``fair`` without
-                ``wait``.
-            SlotNotFound: No such slot.
-            SlotNotLockable: It is not lockable, disabled, or full.
-            SlotLocked: Another key holds it (still, after ``wait``), or somebody waits in line for it.
-            TooManyLocks: The slot is free, and the quota's holder has as many live locks as it may.
-            StoreCorrupt: The slot's keys hold something else.
-            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
-        """
-        return self._do(self._operations.lock(slot_id, lock_key, lock_until, lock_for, wait, quota, fair))
+    keep_answer = _blocking(Operations.keep_answer)
+    get_answer = _blocking(Operations.get_answer)
 
-    def lock_many(
-        self,
-        slot_ids: Iterable[str],
-        *,
-        lock_key: str | None = None,
-        lock_until: datetime | None = None,
-        lock_for: timedelta | None = None,
-        wait: timedelta | None = None,
-        quota: Quota | None = None,
-    ) -> list[Lock]:
-        """Locks up to 512 slots with one key: all of them or none, in one step; under a quota, each counts.
+    sweep = _blocking(Operations.sweep)
 
-        There is no line for several slots: who waits here waits unfairly, behind those who wait in line for one.
-
-        Raises what :meth:`lock` raises; the error is that of the first slot in the way, and names it.
-        """
-        return self._do(self._operations.lock_many(slot_ids, lock_key, lock_until, lock_for, wait, quota))
-
-    def unlock(self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None) -> Unlocked:
-        """Ends a lock, named by its value or by slot_id and lock_key.
-
-        A lock that has ended already is no error: ``released`` tells. With a fencing token (a Lock carries its own)
-        a late unlock leaves a newer lock of the same key alone.
-
-        Raises:
-            InvalidArgument: An argument is wrong.
-            LockKeyInvalid: Another key holds the slot; nothing changed.
-            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
-        """
-        return self._do(self._operations.unlock(lock, lock_key, fencing_token))
-
-    def unlock_many(self, locks: Iterable[Lock | str], *, lock_key: str | None = None) -> list[Unlocked]:
-        """Ends up to 512 locks in one step, each that is still the caller's.
-
-        Raises what :meth:`unlock` raises; if another key holds one of the slots, after the rest were unlocked.
-        """
-        return self._do(self._operations.unlock_many(locks, lock_key))
-
-    def force_unlock(self, slot_id: str) -> Unlocked:
-        """Ends whatever lock is on a slot: for operators.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.force_unlock(slot_id))
-
-    def extend(
-        self,
-        lock: Lock | str,
-        *,
-        lock_key: str | None = None,
-        lock_until: datetime | None = None,
-        lock_for: timedelta | None = None,
-        fencing_token: int | None = None,
-    ) -> Lock:
-        """Moves the end of a live lock to a later date, or to a duration from Redis' now; never to an earlier one.
-
-        Raises:
-            InvalidArgument: An argument is wrong, or the date is past or beyond ``max_lock``.
-            LockLost: The lock has ended; it is not made anew.
-            SlotNotFound, SlotNotLockable: The slot went, or was disabled, meanwhile; the lock stays until its date.
-            StoreUnavailable: Redis did not answer within the engine's ``timeout``.
-        """
-        return self._do(self._operations.extend(lock, lock_key, lock_until, lock_for, fencing_token))
-
-    def extend_many(
-        self,
-        locks: Iterable[Lock | str],
-        *,
-        lock_key: str | None = None,
-        lock_until: datetime | None = None,
-        lock_for: timedelta | None = None,
-    ) -> list[Lock]:
-        """Extends up to 512 locks: all of them or none, in one step. Raises what :meth:`extend` raises."""
-        return self._do(self._operations.extend_many(locks, lock_key, lock_until, lock_for))
-
-    def check(self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None) -> Lock | None:
-        """Is it still mine? The lock as it stands now, or None.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.check(lock, lock_key, fencing_token))
+    # For what stands below, and for holds
+    _extend_within = _blocking(Operations._extend_within)  # noqa: SLF001
+    _sweep_in_time = _blocking(Operations._sweep_in_time)  # noqa: SLF001
+    _catch_up = _blocking(Operations._catch_up)  # noqa: SLF001
 
     def hold(
         self,
@@ -281,275 +210,6 @@ class LockEngine:
             fair: Wait in line, as :meth:`lock` does.
         """
         return Hold(self, slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
-
-    def list_locks(self) -> list[LiveLock]:
-        """All live locks, by their end: for operators. Raises StoreUnavailable."""
-        return self._do(self._operations.list_locks())
-
-    # Slots
-
-    def create_slot(self, slot: NewSlot) -> Slot:
-        """Registers a slot. One that is there already and says the same is a success.
-
-        Raises SlotExists if it says something else, StoreCorrupt, StoreUnavailable.
-        """
-        [created] = self.create_slots([slot])
-        return created
-
-    def create_slots(self, slots: Iterable[NewSlot]) -> list[Slot]:
-        """Registers up to 512 slots in one step; those that can be are, before the error of one that can't is raised.
-
-        Raises InvalidArgument, SlotExists, StoreCorrupt, StoreUnavailable.
-        """
-        return self._do(self._operations.create_slots(slots))
-
-    def get_slot(self, slot_id: str, *, lock_key: str | None = None) -> Slot:
-        """The slot as somebody else sees it, or as the holder does whose ``lock_key`` is given.
-
-        Raises InvalidArgument, SlotNotFound, StoreCorrupt, StoreUnavailable.
-        """
-        return self._do(self._operations.get_slot(slot_id, lock_key))
-
-    def update_slot(
-        self,
-        slot_id: str,
-        *,
-        start_date: datetime | None = None,
-        end_date: datetime | None = None,
-        capacity: int | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        lockable: bool | None = None,
-    ) -> Slot:
-        """Changes what is given and leaves the rest.
-
-        Raises:
-            InvalidArgument: A field is wrong, or the start would not be before the end.
-            SlotNotFound: No such slot.
-            CapacityTooSmall: It has more active bookings.
-            StoreCorrupt, StoreUnavailable: As everywhere.
-        """
-        fields = (start_date, end_date, capacity, metadata, lockable)
-        return self._do(self._operations.update_slot(slot_id, *fields, None))
-
-    def enable_slot(self, slot_id: str) -> Slot:
-        """Opens a slot for locks and bookings. Raises SlotNotFound, StoreCorrupt, StoreUnavailable."""
-        return self._set_status(slot_id, "active")
-
-    def disable_slot(self, slot_id: str) -> Slot:
-        """Closes a slot for locks and bookings; a lock on it stays until its date.
-
-        Raises SlotNotFound, StoreCorrupt, StoreUnavailable.
-        """
-        return self._set_status(slot_id, "disabled")
-
-    def _extend_within(self, lock: Lock, end: datetime, limit: timedelta) -> Lock:
-        """For a hold, whose body must learn in time that its lock could not be renewed."""
-        return self._do(self._operations.extend(lock, None, end, None, None, within=limit.total_seconds()))
-
-    def _set_status(self, slot_id: str, status: Status) -> Slot:
-        return self._do(self._operations.update_slot(slot_id, None, None, None, None, None, status))
-
-    def delete_slot(self, slot_id: str) -> bool:
-        """Removes a slot and the lock on it. True if it was there.
-
-        Raises SlotHasBookings if it has active ones, StoreCorrupt, StoreUnavailable.
-        """
-        return self._do(self._operations.delete_slot(slot_id))
-
-    def list_slots(
-        self,
-        *,
-        resource_id: str | None = None,
-        start_date: datetime | None = None,
-        end_date: datetime | None = None,
-        available: bool | None = None,
-        limit: int = 50,
-        page: int = 1,
-        lock_key: str | None = None,
-    ) -> SlotPage:
-        """A page of slots in the order of their start, as :meth:`get_slot` shows them.
-
-        Args:
-            resource_id: Only this resource's.
-            start_date: Only those that start then or later.
-            end_date: Only those that end then or earlier.
-            available: Only those that are available to the one who asks, or only those that are not.
-            limit: Slots on a page, 1 to 512.
-            page: Which page, from 1.
-            lock_key: See with the eyes of the one who holds locks with it.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        filters = (resource_id, start_date, end_date, available)
-        return self._do(self._operations.list_slots(*filters, limit, page, lock_key))
-
-    def prune_slots(self, before: datetime) -> int:
-        """Removes the slots that ended at or before a date and are neither locked nor booked; returns how many.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.prune_slots(before))
-
-    # Bookings
-
-    def book(
-        self,
-        slot: Lock | str,
-        *,
-        lock_key: str | None = None,
-        fencing_token: int | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        booking_id: str | None = None,
-    ) -> Booking:
-        """Books a place in a slot, named by its id or by the Lock that holds it.
-
-        The caller's lock is consumed in the same step. A slot that nobody holds can be booked without one; where
-        the key's lock has ended and the place is still free, it is booked and ``lock_expired`` says so.
-
-        Args:
-            slot: The slot, or the lock that was made on it.
-            lock_key: With a slot_id: the key that holds it.
-            fencing_token: Which lock of this key is meant; a later one is not consumed, it is in the way.
-            metadata: What to keep with the booking: JSON values.
-            booking_id: Its id; a UUID by default. A call that is made again with the same id, slot and metadata
-                gives the booking that is there.
-
-        Raises:
-            InvalidArgument: An argument is wrong.
-            SlotNotFound: No such slot.
-            SlotNotBookable: It is disabled, or full.
-            SlotLocked: Another key holds it; the code is E050.
-            BookingExists: The id is another booking's.
-            StoreCorrupt, StoreUnavailable: As everywhere.
-        """
-        return self._do(self._operations.book(slot, lock_key, fencing_token, metadata, booking_id))
-
-    def book_many(
-        self,
-        slots: Iterable[Lock | str],
-        *,
-        lock_key: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        booking_ids: Iterable[str] | None = None,
-    ) -> list[Booking]:
-        """Books a place in each of up to 512 slots: all of them or none, in one step.
-
-        Takes the locks that :meth:`lock_many` gave, or slot ids and their one lock_key. Raises what :meth:`book`
-        raises; the error is that of the first slot in the way. With ``booking_ids``, one for each slot, the call can
-        be made again, and books once.
-        """
-        return self._do(self._operations.book_many(slots, lock_key, metadata, booking_ids))
-
-    def get_booking(self, booking_id: str) -> Booking:
-        """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
-        return self._do(self._operations.get_booking(booking_id))
-
-    def update_booking(self, booking_id: str, *, metadata: Mapping[str, Any]) -> Booking:
-        """Puts other metadata in the place of a booking's. Raises what :meth:`get_booking` raises."""
-        return self._do(self._operations.update_booking(booking_id, metadata))
-
-    def cancel_booking(self, booking_id: str) -> Booking:
-        """Cancels a booking: its place is free again. One that is cancelled stays so.
-
-        Raises what :meth:`get_booking` raises.
-        """
-        return self._do(self._operations.cancel_booking(booking_id))
-
-    def enable_booking(self, booking_id: str, *, lock_key: str | None = None) -> Booking:
-        """Makes a cancelled booking active again, as if it were booked now. One that is active stays so.
-
-        Raises what :meth:`get_booking` and :meth:`book` raise.
-        """
-        return self._do(self._operations.enable_booking(booking_id, lock_key))
-
-    def reschedule_booking(self, booking_id: str, target_slot_id: str, *, lock_key: str | None = None) -> Booking:
-        """Moves a booking to another slot, as if it were booked there now; both slots count it in one step.
-
-        A cancelled booking moves without a place. Raises what :meth:`get_booking` and :meth:`book` raise.
-        """
-        return self._do(self._operations.reschedule_booking(booking_id, target_slot_id, lock_key))
-
-    def delete_booking(self, booking_id: str) -> bool:
-        """Removes a booking. True if it was there. Raises InvalidArgument, StoreCorrupt, StoreUnavailable."""
-        return self._do(self._operations.delete_booking(booking_id))
-
-    def list_bookings(
-        self,
-        *,
-        slot_id: str | None = None,
-        resource_id: str | None = None,
-        status: BookingStatus | None = None,
-        limit: int = 50,
-        page: int = 1,
-    ) -> BookingPage:
-        """A page of bookings in the order they were made: all, a slot's, a resource's, with one status.
-
-        Args:
-            slot_id: Only this slot's.
-            resource_id: Only this resource's.
-            status: Only ``active`` or only ``cancelled`` ones.
-            limit: Bookings on a page, 1 to 512.
-            page: Which page, from 1.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.list_bookings(slot_id, resource_id, status, limit, page))
-
-    # API keys
-
-    def create_api_key(self, kind: KeyKind, *, name: str = "") -> ApiKey:
-        """Makes an API key, and registers its hash.
-
-        Redis keeps no key, so this answer is the only place that ever shows it.
-
-        Args:
-            kind: ``"public"`` may be seen by anybody, ``"secret"`` is for servers.
-            name: What people call it, at most 100 characters; several keys may share one.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.create_api_key(kind, name))
-
-    def list_api_keys(self) -> list[ApiKeyInfo]:
-        """All API keys, the oldest first. Raises StoreUnavailable."""
-        return self._do(self._operations.list_api_keys())
-
-    def find_api_key(self, key: str) -> ApiKeyInfo | None:
-        """Which API key this is; None if there is none, or the text can't be one.
-
-        Raises StoreUnavailable.
-        """
-        return self._do(self._operations.find_api_key(key))
-
-    def revoke_api_key(self, key_id: str) -> bool:
-        """Removes an API key, at once. True if it was there.
-
-        Raises InvalidArgument if this is no id, StoreUnavailable.
-        """
-        return self._do(self._operations.revoke_api_key(key_id))
-
-    # Answers
-
-    def keep_answer(self, name: str, answer: str, *, keep_for: timedelta) -> str:
-        """Keeps an answer under a name, unless there is one already; returns the one that is kept.
-
-        So of several who do the same work at the same time, or again, all give the same answer. By Redis' clock it
-        is forgotten after its time.
-
-        Args:
-            name: Any 1 to 255 characters.
-            answer: Any text of at most 128 KiB.
-            keep_for: How long, at least 1 ms; counted for the first answer alone.
-
-        Raises InvalidArgument, StoreUnavailable.
-        """
-        return self._do(self._operations.keep_answer(name, answer, keep_for))
-
-    def get_answer(self, name: str) -> str | None:
-        """The answer that is kept under a name, None if there is none. Raises InvalidArgument, StoreUnavailable."""
-        return self._do(self._operations.get_answer(name))
-
-    # Events
 
     def events(
         self, *, since: str | None = None, slot_id: str | None = None, resource_id: str | None = None
@@ -592,29 +252,12 @@ class LockEngine:
                 more = True
                 while more:
                     try:
-                        found, more = self._do(self._operations.catch_up(reader))
+                        found, more = self._catch_up(reader)
                     except StoreUnavailable:
                         if self._closing.wait(SWEEP_EVERY_SECONDS):
                             return
                         continue
                     yield found
-
-    def sweep(self) -> int:
-        """Tells of locks that ended by their date and were not told of yet; returns how many.
-
-        Needed only where nobody listens to :meth:`events` and the next ``lock`` may be long in coming: each lock looks
-        for some that ended. Raises StoreUnavailable.
-        """
-        return self._do(self._operations.sweep()).locks
-
-    def _sweep(self) -> float:
-        """Sweeps; returns the seconds until it is to be done again."""
-        try:
-            return pause_until(self._do(self._operations.sweep()).until_next)
-        except StoreUnavailable:
-            return SWEEP_EVERY_SECONDS
-
-    # The executor
 
     def close(self) -> None:
         """Closes the connections, and stops the embedded server if this was its last user."""
@@ -639,13 +282,6 @@ class LockEngine:
     ) -> None:
         self.close()
 
-    def _do(self, operation: Operation[T]) -> T:
-        try:
-            operation.send(None)
-        except StopIteration as done:
-            return done.value  # type: ignore[no-any-return]  # StopIteration is not generic
-        raise AssertionError("an operation of the sync engine was suspended")
-
     # What operations await. All of it blocks, and nothing suspends.
 
     async def _pause(self, seconds: float) -> None:
@@ -658,9 +294,41 @@ class LockEngine:
         if self._dismissed:
             raise StoreUnavailable("not_applied", _CLOSED)
 
-    async def _run(self, step: Run) -> list[Any]:
-        call = step.build(self._settings, step.requests)
-        attempts = store.Attempts(self._timeout if step.within is None else min(self._timeout, step.within))
+    def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
+        def work() -> None:
+            with contextlib.suppress(StoreUnavailable):  # the engine was closed
+                _end(operation())
+            self._background.discard(thread)
+
+        thread = threading.Thread(target=work, name="overbooked-lock undo", daemon=True)
+        self._background.add(thread)
+        thread.start()
+
+    async def _load(self, slot_id: str) -> bool:
+        assert self._load_slot is not None  # noqa: S101 - operations load only where this is given
+        with self._mutex:
+            future = self._loading.get(slot_id)
+            mine = future is None
+            if future is None:
+                future = self._loading[slot_id] = Future()
+        if not mine:
+            return future.result()
+        try:
+            there_is_one = await self._operations._register(self._load_slot(slot_id), slot_id)  # noqa: SLF001 - our own
+            future.set_result(there_is_one)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        finally:
+            with self._mutex:
+                del self._loading[slot_id]
+        return there_is_one
+
+    # The executor
+
+    async def _run(self, run: Run) -> list[Any]:
+        call = run.build(self._settings, run.requests)
+        attempts = store.Attempts(self._timeout if run.within is None else min(self._timeout, run.within))
         while True:
             wire, sent = None, False
             sent_at = time.monotonic()
@@ -684,7 +352,7 @@ class LockEngine:
             else:
                 self._idle.append(wire)
                 outcomes = call.parse(reply, sent_at)
-                return calls.after_lost_reply(step.requests, outcomes) if attempts.maybe_applied else outcomes
+                return calls.after_lost_reply(run.requests, outcomes) if attempts.maybe_applied else outcomes
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():
@@ -727,41 +395,6 @@ class LockEngine:
     def _close(self, wire: _Wire) -> None:
         self._wires.discard(wire)
         wire.close()
-
-    def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
-        def work() -> None:
-            with contextlib.suppress(StoreUnavailable):  # the engine was closed
-                self._do(operation())
-            self._background.discard(thread)
-
-        thread = threading.Thread(target=work, name="overbooked-lock undo", daemon=True)
-        self._background.add(thread)
-        thread.start()
-
-    async def _load(self, slot_id: str) -> bool:
-        assert self._load_slot is not None  # noqa: S101 - operations load only where this is given
-        with self._mutex:
-            future = self._loading.get(slot_id)
-            mine = future is None
-            if future is None:
-                future = self._loading[slot_id] = Future()
-        if not mine:
-            return future.result()
-        try:
-            slot = self._load_slot(slot_id)
-            if slot is not None:
-                if slot.id != slot_id:
-                    raise InvalidArgument("load_slot", f"must return a slot with the id asked for, {slot_id!r}")
-                with contextlib.suppress(SlotExists):  # somebody else was first
-                    self.create_slot(slot)
-            future.set_result(slot is not None)
-        except BaseException as error:
-            future.set_exception(error)
-            raise
-        finally:
-            with self._mutex:
-                del self._loading[slot_id]
-        return slot is not None
 
 
 class _Wire:

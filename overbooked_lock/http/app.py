@@ -102,7 +102,7 @@ class Application:
         heartbeat: timedelta = timedelta(seconds=15),
         close_engine: bool = False,
     ) -> None:
-        if engine._operations._settings.scope == "any":  # noqa: SLF001 - our own
+        if engine._settings.scope == "any":  # noqa: SLF001 - our own
             raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
         if rate_limit is not None and not all(int(number) == number >= 1 for number in rate_limit):
             raise InvalidArgument("rate_limit", "must be a number of requests and of whole seconds, both at least 1")

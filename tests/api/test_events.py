@@ -158,7 +158,7 @@ def test_who_fell_behind_is_told_and_goes_on(api: Served, raw: redis.Redis) -> N
     """From the moment it is told: then it reads the slots anew."""
     for _ in range(3):
         api.slot()
-    stream_name = api.engine._operations._settings.keys.events
+    stream_name = api.engine._settings.keys.events
     entries: Any = raw.xrange(stream_name, count=1)
     gone = entries[0][0]
     raw.xtrim(stream_name, maxlen=1, approximate=False)
@@ -245,7 +245,7 @@ def test_an_address_has_so_many_streams(serve: Callable[..., Served]) -> None:
 def test_readers_that_went_leave_nothing_behind(serve: Callable[..., Served], raw: redis.Redis) -> None:
     """All share one subscription, which ends with the last of them."""
     api = serve(max_streams=None, rate_limit=None)
-    channel = api.engine._operations._settings.keys.events
+    channel = api.engine._settings.keys.events
     with contextlib.ExitStack() as stack:
         opened = [stack.enter_context(reading(api)) for _ in range(20)]
         for stream in opened:

@@ -84,7 +84,7 @@ async def spoil(api: Served, slot_id: str) -> None:
     """Puts something else in a record's place."""
     pool = api.engine._coalescer._pool
     async with redis.asyncio.Redis(unix_socket_path=pool.connection_kwargs["path"]) as raw:
-        keys = api.engine._operations._settings.keys
+        keys = api.engine._settings.keys
         await raw.set(keys.record(slot_id), "nonsense")
 
 
