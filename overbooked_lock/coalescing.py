@@ -1,6 +1,6 @@
 """The executor of the async engine: merges what the callers of one event loop ask for into few calls for many slots.
 
-Runs wait in a queue. Up to ``_IN_FLIGHT`` batches of them are under way, each on a connection of its own: requests
+Runs wait in a queue. Two or three batches of them are under way, each on a connection of its own: requests
 that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a run
 that comes while a connection is free is sent at the end of the loop's turn, and runs gather only while all are busy.
 
@@ -29,8 +29,12 @@ from overbooked_lock.calls import Call, Settings, after_lost_reply, sweep
 from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.operations import Run
 
-_IN_FLIGHT = 2
-"""While the server works on one batch, we pack and parse another; more would only make smaller batches."""
+_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2, 3
+"""While the server works on one batch, we pack and parse another. A third keeps both of us busy where neither takes
+always as long as the other, but is worth it only if it makes no small batches."""
+
+_GOOD_BATCH = 48
+"""Slots in a batch: with fewer, each costs noticeably more."""
 
 _MAX_BATCH = 128
 """Slots in a batch: beyond it the gain per slot is gone, and the server is held longer."""
@@ -87,7 +91,7 @@ class Coalescer:
             raise StoreUnavailable("not_applied", _CLOSED)
         item = _Item(run, self._timeout, loop.create_future())
         self._queue.append(item)
-        if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
+        if not self._flush_is_due and self._in_flight < _MOST_IN_FLIGHT:
             self._flush_soon(loop)
         return item.future
 
@@ -123,12 +127,22 @@ class Coalescer:
         loop.call_soon(self._flush)
 
     def _flush(self) -> None:
+        """Sends what waits, in batches that are even.
+
+        Of two batches of different size the larger would keep the server busy while we wait for it, and we the server
+        after it.
+        """
         self._flush_is_due = False
-        while self._queue and self._in_flight < _IN_FLIGHT and not self._closed:
-            batch = self._take()
+        while self._queue and not self._closed:
+            unanswered = len(self._queue) + self._in_flight * self._last_batch
+            batches = min(max(unanswered // _GOOD_BATCH, _LEAST_IN_FLIGHT), _MOST_IN_FLIGHT)
+            if self._in_flight >= batches:
+                return
+            batch = self._take(ceil(unanswered / batches))
             if not batch:
                 return
             self._in_flight += 1
+            self._last_batch = len(batch)
             if self._idle:
                 self._send(self._idle.pop(), batch)
             else:
@@ -136,16 +150,10 @@ class Coalescer:
                 self._connecting.add(task)
                 task.add_done_callback(self._connecting.discard)
 
-    def _take(self) -> list[_Item]:
-        """The next items: an even share of all that wait or are under way, of about as many slots as a batch may have.
-
-        Of two batches of different size the larger would keep the server busy while we wait for it, and we the server
-        after it.
-        """
+    def _take(self, share: int) -> list[_Item]:
+        """The next items, no more than a share, and of about as many slots as a batch may have."""
         batch: list[_Item] = []
         slots, now = 0, time.monotonic()
-        under_way = self._last_batch if self._in_flight else 0
-        share = ceil((len(self._queue) + under_way) / _IN_FLIGHT)
         while self._queue and len(batch) < share and slots < _MAX_BATCH:
             item = self._queue.popleft()
             if item.future.done():
@@ -155,7 +163,6 @@ class Coalescer:
                 continue
             batch.append(item)
             slots += len(item.run.requests)
-        self._last_batch = len(batch)
         return batch
 
     async def _connect_and_send(self, batch: list[_Item]) -> None:

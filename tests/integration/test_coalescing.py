@@ -54,14 +54,20 @@ async def test_many_callers_share_few_calls(
     assert all(result.released for result in unlocked)
 
 
-async def test_a_crowd_goes_in_even_batches(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
-    """While the server works on one half we work on the other, and neither waits for a longer one."""
+@pytest.mark.parametrize(
+    ("callers", "expected"),
+    [(2, [1, 1]), (99, [49, 50]), (143, [71, 72]), (144, [48, 48, 48]), (200, [66, 67, 67]), (384, [128, 128, 128])],
+)
+async def test_a_crowd_goes_in_even_batches(
+    async_lock_engine: AsyncLockEngine, ids: list[str], callers: int, expected: list[int]
+) -> None:
+    """While the server works on one part we work on another: two halves, or three thirds if none is small."""
     batches: list[int] = []
     async_lock_engine._coalescer.on_batch = batches.append
-    locks = await asyncio.gather(*(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in ids[:99]))
-    assert sorted(batches) == [49, 50]  # they connect at the same time
+    locks = await asyncio.gather(*(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in ids[:callers]))
+    assert sorted(batches) == expected  # they connect at the same time
     await asyncio.gather(*(async_lock_engine.unlock(lock) for lock in locks[:2]))
-    assert batches[2:] == [1, 1]
+    assert batches[len(expected) :] == [1, 1]
 
 
 async def test_an_error_in_one_item_fails_that_item_alone(
