@@ -1,7 +1,7 @@
 """Very many slots, all held, on a server of their own: does it grow slower, and how much memory does a slot take?
 
-As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again, so that the turns
-reach all over the server's memory.
+As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again. Where the callers
+share all slots the turns reach all over the server's memory, where they share a few the rest only has to be there.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from multiprocessing import get_context
 
 import redis
 
-from benchmarks.measuring import registered_slot
+from benchmarks.measuring import CALLERS, registered_slot
 from overbooked_lock import AsyncLockEngine, LockEngine, NewSlot
 
 PACKAGES = ("overbooked-lock",)
@@ -61,13 +61,18 @@ def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked:
                 engine.lock_many([one.id for one in batch], lock_key=LOCK_KEY, lock_for=HELD_FOR)
 
 
+def callers_of(slots: int) -> list[str]:
+    """The names of callers who share the first so many slots."""
+    return [f"{number} of {slots}" for number in range(CALLERS)]
+
+
 @asynccontextmanager
 async def connect(url: str, callers: int) -> AsyncIterator[Callable[[str], Awaitable[None]]]:
     async with AsyncLockEngine.from_url(url) as engine:
-        share = (await engine.list_slots(limit=1)).total // callers
 
         async def pair(caller: str) -> None:
-            slot_id = f"crowd-{int(caller) + callers * random.randrange(share)}"
+            number, slots = map(int, caller.split(" of "))
+            slot_id = f"crowd-{number + callers * random.randrange(slots // callers)}"
             await engine.unlock(slot_id, lock_key=LOCK_KEY)
             lock = await engine.lock(slot_id, lock_key=LOCK_KEY, lock_for=HELD_FOR)
             assert lock.slot is not None

@@ -262,15 +262,30 @@ def crowd_rows(slots: int, seconds: float, rounds: int) -> list[Row]:
         crowd.hold(few.url, few_slots)
         bytes_a_slot = crowd.hold(many.url, slots)
         with Worker("benchmarks.crowd", few.url) as few_worker, Worker("benchmarks.crowd", many.url) as many_worker:
-            sides, callers = (few_worker, many_worker), [str(number) for number in range(CALLERS)]
-            for side in sides:
-                side.connect()
-                side.turn(callers, min(WARM_UP, seconds))
-            rates = in_turns(sides, lambda side: 1 / side.turn(callers, seconds).seconds_a_pair, rounds)
-    lost = Spread.of((1 - m / f) * 100 for m, f in zip(rates[many_worker], rates[few_worker], strict=True))
+            for worker in (few_worker, many_worker):
+                worker.connect()
+
+            def lost(used: int) -> Spread:
+                """The share of the pairs that the crowded server lacks, where its callers use so many of its slots."""
+                used_of = {few_worker: crowd.callers_of(few_slots), many_worker: crowd.callers_of(used)}
+                for worker, callers in used_of.items():
+                    worker.turn(callers, min(WARM_UP, seconds))
+                rates = in_turns(
+                    (few_worker, many_worker),
+                    lambda worker: 1 / worker.turn(used_of[worker], seconds).seconds_a_pair,
+                    rounds,
+                )
+                pairs = zip(rates[many_worker], rates[few_worker], strict=True)
+                return Spread.of((1 - many / few) * 100 for many, few in pairs)
+
+            by_size, by_reach = lost(few_slots), lost(slots)
     return [
         spread_row(
-            f"{slots:,} slots registered and locked: throughput lost against {few_slots:,}", "%", lost, 15, 5,
+            f"{slots:,} slots registered and locked: throughput lost against {few_slots:,}", "%", by_size, 15, 5,
+            less_is_better=True,
+        ),
+        spread_row(
+            f"the same, where callers use all {slots:,} and no longer {few_slots:,} of them", "%", by_reach, None, 15,
             less_is_better=True,
         ),
         Row(
