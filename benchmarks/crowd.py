@@ -1,7 +1,7 @@
 """Very many slots, all held, on a server of their own: does it grow slower, and how much memory does a slot take?
 
 As a side of ``benchmarks.worker``, each caller ends a lock, any of its share, and makes it again. Where the callers
-share all slots the turns reach all over the server's memory, where they share a few the rest only has to be there.
+share all slots nearly every one comes from memory that is in no cache, where they share a few the rest only is there.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _register_part(url: str, slots: int, slot: Callable[[int], NewSlot], locked:
                 engine.lock_many([one.id for one in batch], lock_key=LOCK_KEY, lock_for=HELD_FOR)
 
 
-def callers_of(slots: int) -> list[str]:
-    """The names of callers who share the first so many slots."""
-    return [f"{number} of {slots}" for number in range(CALLERS)]
+def callers_of(used: int, slots: int) -> list[str]:
+    """The names of callers who share so many of all slots, which lie scattered among them."""
+    return [f"{number} {used} {slots // used}" for number in range(CALLERS)]
 
 
 @asynccontextmanager
@@ -71,8 +71,8 @@ async def connect(url: str, callers: int) -> AsyncIterator[Callable[[str], Await
     async with AsyncLockEngine.from_url(url) as engine:
 
         async def pair(caller: str) -> None:
-            number, slots = map(int, caller.split(" of "))
-            slot_id = f"crowd-{number + callers * random.randrange(slots // callers)}"
+            number, used, step = map(int, caller.split())
+            slot_id = f"crowd-{(number + callers * random.randrange(used // callers)) * step}"
             await engine.unlock(slot_id, lock_key=LOCK_KEY)
             lock = await engine.lock(slot_id, lock_key=LOCK_KEY, lock_for=HELD_FOR)
             assert lock.slot is not None

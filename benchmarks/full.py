@@ -267,12 +267,15 @@ def crowd_rows(slots: int, seconds: float, rounds: int) -> list[Row]:
 
             def lost(used: int) -> Spread:
                 """The share of the pairs that the crowded server lacks, where its callers use so many of its slots."""
-                used_of = {few_worker: crowd.callers_of(few_slots), many_worker: crowd.callers_of(used)}
-                for worker, callers in used_of.items():
-                    worker.turn(callers, min(WARM_UP, seconds))
+                names_of = {
+                    few_worker: crowd.callers_of(few_slots, few_slots),
+                    many_worker: crowd.callers_of(used, slots),
+                }
+                for worker, names in names_of.items():
+                    worker.turn(names, min(WARM_UP, seconds))
                 rates = in_turns(
                     (few_worker, many_worker),
-                    lambda worker: 1 / worker.turn(used_of[worker], seconds).seconds_a_pair,
+                    lambda worker: 1 / worker.turn(names_of[worker], seconds).seconds_a_pair,
                     rounds,
                 )
                 pairs = zip(rates[many_worker], rates[few_worker], strict=True)

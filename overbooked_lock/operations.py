@@ -57,7 +57,7 @@ class Run(NamedTuple):
     """Call a script: gives one outcome for each request.
 
     Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
-    seconds where the engine's own would be too late.
+    seconds where the engine's own would be too late; who awaits need not give it, and can stop waiting.
     """
 
     build: Callable[[calls.Settings, Any], calls.Call]
