@@ -148,7 +148,7 @@ class Coalescer:
             else:
                 task = asyncio.get_running_loop().create_task(self._connect_and_send(batch))
                 self._connecting.add(task)
-                task.add_done_callback(self._connecting.discard)
+                task.add_done_callback(partial(self._connected, batch))
 
     def _take(self, share: int) -> list[_Item]:
         """The next items, no more than a share, and of about as many slots as a batch may have."""
@@ -171,16 +171,19 @@ class Coalescer:
                 wire = await self._connect()
         except store.FAILURES as error:
             self._try_again(batch, error, sent=False)
-        except StoreUnavailable as unusable:
+        except Exception as error:  # noqa: BLE001 - whatever it is must leave no caller waiting, nor the next
             for item in batch:
-                item.fail(unusable)
+                item.fail(error)
             self._release()
-        except BaseException:
-            for item in batch:
-                item.fail(item.gave_up(_CLOSED, sent=False))
-            raise
         else:
             self._send(wire, batch)
+
+    def _connected(self, batch: Sequence[_Item], task: asyncio.Task[None]) -> None:
+        """A task that is cancelled before its first step has run nothing that could tell its callers."""
+        self._connecting.discard(task)
+        if task.cancelled():
+            for item in batch:
+                item.fail(item.gave_up(_CLOSED, sent=False))
 
     async def _connect(self) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, self._timeout)

@@ -94,6 +94,32 @@ def test_a_closed_engine_says_so(make_engine: Callable[..., LockEngine], slot: S
     assert refused.value.outcome == "not_applied"
 
 
+@pytest.mark.parametrize("turns", range(4))
+async def test_who_asks_while_an_engine_closes_is_told(
+    lock_server: EmbeddedServer, lock_namespace: str, turns: int
+) -> None:
+    """In whatever turn of the loop, also where the task that is to connect has not begun."""
+    engine = AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace, unregistered="allow")
+    asked = asyncio.create_task(engine.lock("seat-1", lock_for=MINUTE))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await engine.close()
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailable, match="this engine is closed"):
+            await asked
+
+
+async def test_a_connection_that_can_not_be_made_leaves_no_caller_waiting(lock_server: EmbeddedServer) -> None:
+    """An option that redis-py does not know: its own words reach each caller, with both engines."""
+    url = f"{lock_server.url}?nonsense=1"
+    with LockEngine.from_url(url) as engine, pytest.raises(TypeError, match="nonsense"):
+        engine.get_slot("seat-1")
+    async with AsyncLockEngine.from_url(url) as async_engine, asyncio.timeout(5):
+        for _ in range(4):  # more than may be under way at a time
+            with pytest.raises(TypeError, match="nonsense"):
+                await async_engine.get_slot("seat-1")
+
+
 def test_embedded(tmp_path: Path, new_slot: Callable[..., Any]) -> None:
     """A folder is all it takes; what was locked is there after a restart."""
     with LockEngine.embedded(tmp_path) as engine:
