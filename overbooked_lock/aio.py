@@ -28,6 +28,7 @@ from overbooked_lock.operations import Means, Operation, Operations
 
 T = TypeVar("T")
 
+_CLOSED = "this engine is closed"
 _GLANCE = 0.002  # seconds
 
 
@@ -62,7 +63,7 @@ class AsyncLockEngine(Operations):
         self._coalescer = Coalescer(pool, settings, timeout_s)
         self._listener = AsyncListener(pool, settings.keys.events, timeout_s, self._sweep_in_time)
         run, load = self._coalescer.enqueue, None if load_slot is None else self._load
-        means = Means(run, asyncio.sleep, self._listener.waiter, self._wait, load, self._in_background)
+        means = Means(run, self._pause, self._listener.waiter, self._wait, load, self._in_background)
         super().__init__(settings, timeout_s, means)
         self._load_slot = load_slot
         self._loading: dict[str, asyncio.Task[bool]] = {}
@@ -128,7 +129,7 @@ class AsyncLockEngine(Operations):
         Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
         """
         if self._closed:
-            raise StoreUnavailable("not_applied", "this engine is closed")
+            raise StoreUnavailable("not_applied", _CLOSED)
         with self._listener.reading() as batches:
             while True:
                 batch = await batches.get()
@@ -185,6 +186,11 @@ class AsyncLockEngine(Operations):
 
     # What operations await
 
+    async def _pause(self, seconds: float) -> None:
+        if self._closed:
+            raise StoreUnavailable("not_applied", _CLOSED)
+        await asyncio.sleep(seconds)
+
     async def _wait(self, waiter: Waiter[asyncio.Event], seconds: float) -> None:
         # Not wait_for, which makes a task: whoever waits is to wake at once.
         with contextlib.suppress(TimeoutError):
@@ -192,7 +198,7 @@ class AsyncLockEngine(Operations):
                 await waiter.bell.wait()
         waiter.bell.clear()
         if self._dismissed:
-            raise StoreUnavailable("not_applied", "this engine is closed")
+            raise StoreUnavailable("not_applied", _CLOSED)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -206,15 +212,19 @@ class AsyncLockEngine(Operations):
     async def _do_afterwards(self, operation: Callable[[], Operation[None]]) -> None:
         # It undoes what a cancelled call did, which may be on its way still, and must not be overtaken.
         await self._coalescer.landed()
-        await operation()
+        with contextlib.suppress(StoreUnavailable):  # the engine was closed
+            await operation()
 
     async def _load(self, slot_id: str) -> bool:
         task = self._loading.get(slot_id)
         if task is None:
             task = self._loading[slot_id] = self._spawn(self._load_and_register(slot_id))
             task.add_done_callback(lambda _: self._loading.pop(slot_id))
-        # Others may wait for the same slot: one that is cancelled must not take it from them.
-        return await asyncio.shield(task)
+        # Others may wait for the same slot: one that is cancelled must not take it from them, as awaiting it would.
+        await asyncio.wait([task])
+        if self._dismissed and task.cancelled():
+            raise StoreUnavailable("not_applied", _CLOSED)
+        return task.result()
 
     async def _load_and_register(self, slot_id: str) -> bool:
         assert self._load_slot is not None  # noqa: S101 - operations load only where this is given

@@ -109,6 +109,20 @@ async def test_who_asks_while_an_engine_closes_is_told(
             await asked
 
 
+async def test_a_closed_engine_leaves_no_task_behind(lock_server: EmbeddedServer, lock_namespace: str) -> None:
+    """A lock that was sent, and whose outcome closing made unknown: there is nothing left to undo it with."""
+    before = asyncio.all_tasks()
+    engine = AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace, unregistered="allow")
+    await engine.check("seat-1", lock_key="whoever")  # connects
+    asked = asyncio.create_task(engine.lock("seat-1", lock_for=MINUTE))
+    engine._coalescer.on_batch = lambda _: asked.get_loop().create_task(engine.close())
+    with pytest.raises(StoreUnavailable) as lost:
+        await asked
+    assert lost.value.outcome == "unknown"
+    async with asyncio.timeout(4):  # less than the engine's own
+        await asyncio.gather(*(asyncio.all_tasks() - before))
+
+
 async def test_a_connection_that_can_not_be_made_leaves_no_caller_waiting(lock_server: EmbeddedServer) -> None:
     """An option that redis-py does not know: its own words reach each caller, with both engines."""
     url = f"{lock_server.url}?nonsense=1"

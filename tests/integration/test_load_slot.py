@@ -19,6 +19,7 @@ from overbooked_lock import (
     Slot,
     SlotLocked,
     SlotNotFound,
+    StoreUnavailable,
 )
 
 MINUTE = timedelta(minutes=1)
@@ -160,6 +161,25 @@ async def test_tasks_ask_once_at_a_time(lock_server: EmbeddedServer, lock_namesp
     assert asked == ["seat-1"]
     assert isinstance(results[0], asyncio.CancelledError)
     assert sum(not isinstance(result, SlotLocked | asyncio.CancelledError) for result in results) == 1
+
+
+async def test_closing_ends_who_waits_for_the_host(lock_server: EmbeddedServer, lock_namespace: str) -> None:
+    """They are told that the engine is closed, and are not cancelled: nobody cancelled them."""
+    entered = asyncio.Event()
+
+    async def load(slot_id: str) -> NewSlot | None:
+        entered.set()
+        await asyncio.Event().wait()
+        return None
+
+    timeout = timedelta(milliseconds=50)  # closing waits as long for the host
+    engine = AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace, timeout=timeout, load_slot=load)
+    asked = asyncio.create_task(engine.lock("seat-1", lock_for=MINUTE))
+    await entered.wait()
+    await engine.close()
+    with pytest.raises(StoreUnavailable, match="this engine is closed") as refused:
+        await asked
+    assert refused.value.outcome == "not_applied"
 
 
 def test_booking_fetches_what_is_not_here(loading: LockEngine, database: Database) -> None:
