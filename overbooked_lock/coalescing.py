@@ -34,7 +34,7 @@ _LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2, 3
 always as long as the other, but is worth it only if it makes no small batches."""
 
 _GOOD_BATCH = 48
-"""Slots in a batch: with fewer, each costs noticeably more."""
+"""Runs in a batch: with fewer, each costs noticeably more."""
 
 _MAX_BATCH = 128
 """Slots in a batch: beyond it the gain per slot is gone, and the server is held longer."""

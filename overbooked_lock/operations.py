@@ -218,7 +218,7 @@ class Operations:
                             waiter.close()
                         waiter = self._means.listen(taken.slot_id, ticket)
         except GeneratorExit:
-            raise
+            raise  # nobody awaits it any more, and its loop may be gone: nothing can be carried out
         except BaseException:
             if ticket:
                 self._means.in_background(partial(self._leave_queue, run.requests[0]))
@@ -737,7 +737,7 @@ class Operations:
             try:
                 outcomes = await self._run(run)
             except GeneratorExit:
-                raise
+                raise  # as in _wait_for
             except BaseException as error:
                 applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
                 if applied and (undoing := _undoing(run.requests)):
