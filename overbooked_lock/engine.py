@@ -48,6 +48,7 @@ def _blocking(verb: Callable[Concatenate[Operations, P], Operation[T]]) -> Calla
     def blocking(engine: LockEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return _end(verb(engine._operations, *args, **kwargs))  # noqa: SLF001 - our own
 
+    blocking.__module__, blocking.__qualname__ = __name__, f"LockEngine.{verb.__name__}"
     return blocking
 
 
@@ -296,9 +297,11 @@ class LockEngine:
 
     def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
         def work() -> None:
-            with contextlib.suppress(StoreUnavailable):  # the engine was closed
-                _end(operation())
-            self._background.discard(thread)
+            try:
+                with contextlib.suppress(StoreUnavailable):  # the engine was closed
+                    _end(operation())
+            finally:
+                self._background.discard(thread)
 
         thread = threading.Thread(target=work, name="overbooked-lock undo", daemon=True)
         self._background.add(thread)

@@ -255,7 +255,9 @@ class AsyncHold(_Holding[asyncio.Event]):
             return False
         except StoreUnavailable as unavailable:
             self._not_unlocked(unavailable)
-            return True
+        except asyncio.CancelledError:  # by the engine, which is being closed: nobody else has this task
+            self._not_unlocked(StoreUnavailable("unknown", "this engine is closed"))
+        return True
 
     async def book(self, *, metadata: Mapping[str, Any] | None = None, booking_id: str | None = None) -> Booking:
         """Books the slot with this hold's lock. See :meth:`Hold.book`."""

@@ -734,8 +734,9 @@ class Operations:
         """The outcomes of a run. Slots that it lacks are asked of the host; what nobody could end later is undone."""
         asked: set[str] = set()
         while True:
+            answer = self._run(run)  # if it can't be asked at all, nothing was applied
             try:
-                outcomes = await self._run(run)
+                outcomes = await answer
             except GeneratorExit:
                 raise  # as in _wait_for
             except BaseException as error:

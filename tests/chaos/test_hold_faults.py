@@ -313,3 +313,29 @@ async def test_a_renewal_that_is_on_its_way_does_not_bring_the_lock_back(
         theirs = rival.lock("a", lock_for=MINUTE)
         await asyncio.to_thread(until, lambda: proxy.late == 1)
         assert rival.check(theirs) == theirs
+
+
+async def test_closing_the_engine_does_not_make_the_body_look_failed(
+    proxy: Proxy, lock_namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is silent while the body ends: the engine gives up the unlock, and the lock ends by its date."""
+    options: dict[str, Any] = {"namespace": lock_namespace, "unregistered": "allow"}
+    async with AsyncLockEngine.from_url(proxy.url, **options) as engine:
+        entered = asyncio.Event()
+        ends = asyncio.Event()
+
+        async def body() -> str:
+            async with engine.hold("a", lock_for=MINUTE):
+                entered.set()
+                await ends.wait()
+                return "done"
+
+        task = asyncio.create_task(body())
+        await entered.wait()
+        proxy.freeze()
+        ends.set()
+        await asyncio.sleep(0)
+        await engine.close()
+        assert await task == "done"
+        proxy.heal()
+    assert "stays locked until" in caplog.text

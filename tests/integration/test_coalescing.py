@@ -146,10 +146,15 @@ async def test_a_lone_caller_does_not_wait(
 
 
 async def test_an_engine_belongs_to_one_event_loop(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
-    """Used from another loop it says so, rather than hang."""
+    """Used from another loop it says so, rather than hang, and undoes nothing."""
     await async_lock_engine.get_slot(ids[0])
-    with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
-        await asyncio.to_thread(asyncio.run, async_lock_engine.get_slot(ids[0]))
+
+    async def elsewhere() -> set[asyncio.Task[Any]]:
+        with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
+            await async_lock_engine.lock(ids[0], lock_for=MINUTE)
+        return asyncio.all_tasks() - {asyncio.current_task()}
+
+    assert await asyncio.to_thread(asyncio.run, elsewhere()) == set()
 
 
 async def test_cancelled_callers_leave_the_others_alone(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ def test_every_verb_is_documented(verb: str) -> None:
     awaited = verb not in ("hold", "events", "from_url", "embedded")
     assert inspect.iscoroutinefunction(getattr(AsyncLockEngine, verb)) is awaited
     assert not inspect.iscoroutinefunction(getattr(LockEngine, verb))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_goes_by_its_own_name(verb: str) -> None:
+    """In tracebacks and in ``help()``, and so that it can be pickled."""
+    method = getattr(LockEngine, verb)
+    assert method.__qualname__ == f"LockEngine.{verb}"
+    assert pickle.loads(pickle.dumps(method)) == method  # noqa: S301 - our own
 
 
 def test_the_package_exports_what_it_names() -> None:
