@@ -24,9 +24,8 @@ from overbooked_lock import EmbeddedServer, NewSlot
 CALLERS = 200
 LOCK_FOR = timedelta(seconds=30)
 WARM_UP = 0.3  # seconds, for connections, scripts and caches
-# A single caller takes this many turns in a round, for a steadier median. They must not be short: after a pause the
-# first tens of milliseconds are not like the rest, for a processor that was idle wakes faster for a while.
-TURNS_OF_ONE = 2
+# A single caller has no crowd to start: in a round it takes that many short turns, for a steadier median.
+TURNS_OF_ONE = 5
 
 Transport = Literal["tcp", "unix"]
 Circumstances = dict[str, str | int | float]
