@@ -354,6 +354,8 @@ class LockEngine:
                 raise
             else:
                 self._idle.append(wire)
+                if self._closing.is_set():
+                    self._drop_idle()  # whoever closed the engine meanwhile has not seen this one
                 outcomes = call.parse(reply, sent_at)
                 return calls.after_lost_reply(run.requests, outcomes) if attempts.maybe_applied else outcomes
 

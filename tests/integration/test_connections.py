@@ -10,6 +10,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -92,6 +93,28 @@ def test_a_closed_engine_says_so(make_engine: Callable[..., LockEngine], slot: S
     with pytest.raises(StoreUnavailable, match="this engine is closed") as refused:
         engine.lock(slot.id, lock_for=MINUTE)
     assert refused.value.outcome == "not_applied"
+
+
+def test_a_call_that_outlives_its_engine_leaves_no_connection_open(
+    lock_server: EmbeddedServer, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Its own is then closed by the thread that made it: a sweeper's, say, that closing did not wait for."""
+    client = redis.Redis.from_url(lock_server.url, client_name=lock_namespace)
+
+    def connections() -> int:
+        return sum(found["name"] == lock_namespace for found in raw.client_list())
+
+    engine = LockEngine(client, namespace=lock_namespace, unregistered="allow")
+    engine.check("seat-1", lock_key="whoever")  # connects
+    assert connections() == 1
+    raw.client_pause(200)
+    asking = threading.Thread(target=engine.check, args=("seat-1",), kwargs={"lock_key": "whoever"})
+    asking.start()
+    await_that(lambda: engine._wires and not engine._idle)
+    engine.close()
+    asking.join()
+    await_that(lambda: connections() == 0)
+    assert not engine._idle
 
 
 @pytest.mark.parametrize("turns", range(4))
