@@ -181,6 +181,9 @@ class Stream:
                 await send({"type": "http.response.body", "body": why})
         except TimeoutError:
             return False
+        if self._streams.ending.is_set():
+            # What was taken from us may still wait for the reader, and the server for that: there is no end to tell.
+            asyncio.get_running_loop().call_later(_FAREWELL_PATIENCE, self._request.abort)
         return True
 
     async def close(self) -> None:
