@@ -120,16 +120,12 @@ class Request:
         if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY:
             raise _too_long()
         kind = self._headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
-        message = await self._next()
-        if message.get("more_body"):
-            # Only now: most bodies come in one piece, and a time limit costs more than they do.
-            try:
-                async with asyncio.timeout(BODY_PATIENCE):
-                    body = await self._rest(message)
-            except TimeoutError:
-                raise InvalidArgument("body", f"must arrive within {BODY_PATIENCE:g} s") from None
-        else:
-            body = message.get("body", b"")
+        try:
+            # From the first byte on: else one that never comes is waited for, for ever.
+            async with asyncio.timeout(BODY_PATIENCE):
+                body = await self._whole()
+        except TimeoutError:
+            raise InvalidArgument("body", f"must arrive within {BODY_PATIENCE:g} s") from None
         if len(body) > MAX_BODY:
             raise _too_long()
         if body and kind != b"application/json" and not kind.endswith(b"+json"):
@@ -147,13 +143,14 @@ class Request:
         if ABORT in self._scope:
             self._scope[ABORT]()
 
-    async def _rest(self, message: Message) -> bytes:
-        body = bytearray(message.get("body", b""))
-        while message.get("more_body"):
+    async def _whole(self) -> bytes:
+        body, more = bytearray(), True
+        while more:
             if len(body) > MAX_BODY:
                 raise _too_long()
             message = await self._next()
             body += message.get("body", b"")
+            more = message.get("more_body", False)
         return bytes(body)
 
     async def _next(self) -> Message:

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlsplit
 import pytest
 
 from overbooked_lock import NewSlot
+from overbooked_lock.http import request
 
 from .tools import Served, checked, data_of, error_of, soon
 
@@ -66,10 +67,15 @@ def test_ids_that_no_slot_can_have(api: Served, raw: str) -> None:
     assert refused.json()["error"]["param"] == "id"
 
 
+def connect(api: Served) -> socket.socket:
+    """A bare connection."""
+    host, port = urlsplit(api.url).netloc.split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
 def exchange(api: Served, *parts: bytes) -> bytes:
     """Sends bytes as they are; gives what comes back until the server closes."""
-    host, port = urlsplit(api.url).netloc.split(":")
-    with socket.create_connection((host, int(port)), timeout=20) as wire:
+    with connect(api) as wire:
         for part in parts:
             wire.sendall(part)
         wire.shutdown(socket.SHUT_WR)
@@ -184,6 +190,18 @@ def test_a_body_of_64_kib_is_taken(api: Served) -> None:
     pieces = (body[at : at + 10_000] for at in range(0, len(body), 10_000))
     headers = {"Content-Type": "application/json"}
     assert api.call("POST", f"/slots/{api.slot()['id']}/lock", headers=headers, content=pieces).is_success
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"resource_id"'])
+def test_e013_a_body_that_does_not_arrive(api: Served, monkeypatch: pytest.MonkeyPatch, begun: bytes) -> None:
+    """Whether it began or not: nobody is waited for, for ever."""
+    monkeypatch.setattr(request, "BODY_PATIENCE", 0.2)
+    head = f"POST /slots HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.secret.key}\r\nContent-Length: 100\r\n\r\n"
+    with connect(api) as wire:
+        wire.sendall(head.encode() + begun)
+        error = body_of(wire.recv(65_536))["error"]
+    assert (error["code"], error["param"]) == ("E013", "body")
+    assert "must arrive within 0.2 s" in error["message"]
 
 
 def test_a_client_that_goes_away_leaves_no_trace(api: Served) -> None:
