@@ -242,7 +242,7 @@ class LockEngine:
         if self._closing.is_set():
             raise StoreUnavailable("not_applied", _CLOSED)
         with self._listener.reading() as batches:
-            while True:
+            while not self._closing.is_set():  # or nobody would wake who came just after the rest were woken
                 batch = batches.get()
                 if self._closing.is_set():
                     return

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, contextmanager
 from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any, cast
@@ -386,6 +386,32 @@ def test_a_closed_engine_ends_its_readers(
         assert not left.is_alive()
     with pytest.raises(StoreUnavailable, match="closed"):
         next(engine.events())
+
+
+def test_a_reader_that_begins_while_its_engine_closes_ends(
+    lock_server: EmbeddedServer, lock_namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It found the engine open, and listens when all the others have been told of the end."""
+    engine = LockEngine.from_url(lock_server.url, namespace=lock_namespace)
+    reading = engine._listener.reading
+    heard = list[queue.SimpleQueue[Any]]()
+
+    @contextmanager
+    def closed_before() -> Iterator[queue.SimpleQueue[Any]]:
+        engine.close()
+        with reading() as batches:
+            monkeypatch.setattr(engine._listener._audience, "turn", lambda _: None)  # the server is gone as well
+            heard.append(batches)
+            yield batches
+
+    monkeypatch.setattr(engine._listener, "reading", closed_before)
+    thread = threading.Thread(target=lambda: list(engine.events()))
+    thread.start()
+    thread.join(2)
+    ended = not thread.is_alive()
+    heard[0].put(None)  # else it would stay for good
+    thread.join(PATIENCE)
+    assert ended
 
 
 async def test_a_closed_async_engine_ends_its_readers(lock_server: EmbeddedServer, lock_namespace: str) -> None:
