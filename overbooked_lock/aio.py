@@ -19,7 +19,7 @@ from overbooked_lock import arguments, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.coalescing import Coalescer
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import InvalidArgument, StoreUnavailable
+from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.events import SWEEP_EVERY_SECONDS, AsyncListener, Event, Reader, Waiter
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
@@ -75,11 +75,7 @@ class AsyncLockEngine(Operations):
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
         """An engine for ``redis://``, ``rediss://`` or ``unix://``; the options are those of the class."""
-        try:
-            client = redis.asyncio.Redis.from_url(url)
-        except ValueError as error:
-            raise InvalidArgument("url", "must start with redis://, rediss:// or unix://") from error
-        return cls(client, **options)
+        return cls(store.client_of_url(url, redis.asyncio.Redis), **options)
 
     @classmethod
     def embedded(

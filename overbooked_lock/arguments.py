@@ -16,6 +16,7 @@ from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic_core import from_json
 
@@ -61,6 +62,21 @@ def slot_ids(values: object) -> list[str]:
     if len(set(ids)) < len(ids):
         raise InvalidArgument("slot_ids", "must name each slot once")
     return ids
+
+
+def server_url(value: object) -> str:
+    """The URL of a Redis, as far as it can be judged without connecting. What it says may be secret: it is not told."""
+    if not isinstance(value, str) or not value.startswith(("redis://", "rediss://", "unix://")):
+        raise InvalidArgument("url", "must start with redis://, rediss:// or unix://")
+    try:
+        parts = urlsplit(value)
+        parts.port  # noqa: B018  it is read to be checked
+    except ValueError:
+        raise InvalidArgument("url", "must have a number as its port, like redis://localhost:6379") from None
+    # redis-py takes any other word for database 0.
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise InvalidArgument("url", "must have a number as its database, like redis://localhost:6379/0")
+    return value
 
 
 def many(values: object, name: str) -> Iterable[Any]:
@@ -119,7 +135,7 @@ def fencing_token(value: object) -> str:
         return ""
     if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**53:
         return str(value)
-    raise InvalidArgument("fencing_token", "must be a positive int below 2^53, or None")
+    raise InvalidArgument("fencing_token", "must be a positive int below 2^53")
 
 
 def milliseconds(value: object, name: str) -> int:

@@ -352,7 +352,7 @@ def _hold(
 
     A command that is not found ends in 127, one that can't be run in 126.
 
-    overbooked-lock hold nightly-report --for 1m -- ./report.sh
+    overbooked-lock hold nightly-report --unregistered allow --for 1m -- ./report.sh
     """
     try:
         with engine.hold(slot, lock_for=lock_for, wait=wait, fair=fair, max_lifetime=max_lifetime) as hold:
@@ -382,6 +382,7 @@ def _watch(
 
     console = Console(highlight=False, emoji=False, soft_wrap=True)
     with Common(url, namespace).engine() as engine:
+        engine.list_slots(limit=1)  # says so where there is no store; one that goes away later is waited for
         followed = engine._follow(Reader(since, slot, resource))  # noqa: SLF001 - our own
         try:
             for at, events in enumerate(followed):
@@ -1004,6 +1005,12 @@ _OUR_WORDS = {
     "min_rate": "--min-rate",
     "warm_up": "--warm-up",
     "keep_answers": "--keep-answers",
+    "url": "--url",
+    "rate": "--rate",
+    "tls_cert": "--tls-cert",
+    "tls_key": "--tls-key",
+    "trusted_proxies": "--trusted-proxy",
+    "origins": "--origin",
     "key_id": "ID",
     "timedelta": "duration",
     "datetime": "date",
@@ -1016,4 +1023,6 @@ def _in_our_words(error: OverbookedError) -> str:
     if not isinstance(error, InvalidArgument):
         return str(error)
     text = re.sub(r"\w+", lambda word: _OUR_WORDS.get(word[0], word[0]), str(error))
-    return text if error.argument in _OUR_WORDS else f"--{text}"
+    if error.argument in _OUR_WORDS:
+        return text
+    return f"--{error.argument.replace('_', '-')}{text.removeprefix(error.argument)}"

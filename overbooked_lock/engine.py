@@ -27,7 +27,7 @@ from redis.exceptions import ResponseError
 from overbooked_lock import arguments, calls, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import InvalidArgument, StoreUnavailable
+from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
@@ -111,13 +111,9 @@ class LockEngine:
     def from_url(cls, url: str, **options: Any) -> Self:
         """An engine for ``redis://``, ``rediss://`` or ``unix://``; the options are those of the class.
 
-        Raises InvalidArgument if the URL is not one of these.
+        Raises InvalidArgument if the URL is not one of these, or says what redis-py can't use.
         """
-        try:
-            client = redis.Redis.from_url(url)
-        except ValueError as error:
-            raise InvalidArgument("url", "must start with redis://, rediss:// or unix://") from error
-        return cls(client, **options)
+        return cls(store.client_of_url(url, redis.Redis), **options)
 
     @classmethod
     def embedded(

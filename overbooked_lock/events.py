@@ -95,7 +95,7 @@ class Position(NamedTuple):
         milliseconds, _, sequence = entry.partition("-")
         if all(part.isdecimal() and len(part) < 20 for part in (milliseconds, sequence, number)):
             return cls(int(milliseconds), int(sequence), int(number) + 1)
-        raise InvalidArgument("since", "must be the id of an event")
+        raise InvalidArgument("since", "must be the id of an event like 1735689600000-0.0; 0-0.0 is before all")
 
     @classmethod
     def behind(cls, entry_id: str) -> Position:

@@ -19,6 +19,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.retry import Retry
 
+from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument, StoreUnavailable
 
 log = logging.getLogger("overbooked_lock")
@@ -223,6 +224,22 @@ def examine(info: bytes | ResponseError, published: int | ResponseError) -> bool
             policy,
         )
     return True
+
+
+def client_of_url(url: str, kind: Any, **options: Any) -> Any:
+    """A client of this kind, sync or async, for a URL.
+
+    Raises :class:`~overbooked_lock.errors.InvalidArgument` for what could never connect.
+    """
+    url = arguments.server_url(url)
+    try:
+        client = kind.from_url(url, **options)
+        # redis-py looks at the names of parameters only when it makes a connection.
+        pool = client.connection_pool
+        pool.connection_class(**connection_options(pool.connection_kwargs, 1.0))
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument("url", "has a parameter that redis-py does not know, or can't read") from error
+    return client
 
 
 def client_of(client: object, kind: type) -> Any:

@@ -45,6 +45,7 @@ _TARGET, _LOAD, _LIMITS = "What is measured", "The load", "Limits, and how to te
 
 
 def bench(
+    context: typer.Context,
     scenario: Annotated[str, typer.Option(metavar="NAME", help="What callers do: see below.")] = "onsale",
     url: Annotated[
         str | None,
@@ -202,6 +203,10 @@ def bench(
         raise OverbookedError(
             f'the load harness is an extra, and {missing.name} is missing: pip install "overbooked-lock[bench]"'
         ) from missing
+    over_http = url is not None and url.startswith(("http://", "https://"))
+    source = context.get_parameter_source("key")
+    if not over_http and source is not None and source.name == "ENVIRONMENT":
+        key = None  # it is there for other runs
     given = {"duration": run_for, "warm_up": warm_up, "processes": processes}
     options = Options(
         scenario=scenario,

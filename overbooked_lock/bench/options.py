@@ -107,6 +107,8 @@ class Options:
             raise InvalidArgument(
                 "url", "must be a URL with a number as its port, like redis://localhost:6379"
             ) from None
+        if self.url is not None and not over_http:
+            arguments.server_url(self.url)
         if over_http and not self.key:
             raise InvalidArgument("key", "must be given for http://: a secret one, since slots are made and removed")
         if self.key and not over_http:

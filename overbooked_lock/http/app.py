@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import time
 import traceback
 import uuid
@@ -113,7 +114,7 @@ class Application:
         silence = arguments.positive_milliseconds(heartbeat, "heartbeat") / 1000
         self._engine = engine
         self._strict = strict
-        self._origins = None if "*" in origins else {origin.encode() for origin in origins}
+        self._origins = None if "*" in origins else {_origin(origin) for origin in origins}
         self._trusted = [_network(proxy) for proxy in trusted_proxies]
         self._rate_limit = None if rate_limit is None else RateLimit(*rate_limit)
         self._max_locks = max_locks
@@ -355,6 +356,12 @@ class _Work:
         self.endpoint: Endpoint | None = None
         self.key: ApiKeyInfo | None = None
         self.error: OverbookedError | None = None
+
+
+def _origin(text: str) -> bytes:
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", text):
+        raise InvalidArgument("origins", "must be like https://shop.example, without a path, or *")
+    return text.encode()
 
 
 def _network(text: str) -> Network:

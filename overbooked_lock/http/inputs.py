@@ -97,7 +97,7 @@ class LockBody(Body):
 
     example: ClassVar = {"lock_until": "2030-12-19T15:00:00.000Z", "lock_key": "lock_key_1234"}
 
-    lock_until: Annotated[Date, Field(description="Until when.")]
+    lock_until: Annotated[Date, Field(description="Until when: within 24 hours.")]
     lock_key: LockKey
 
 
@@ -214,21 +214,23 @@ def validate(model: type[Input], given: Any, *, lists: bool = False) -> Input | 
     if lists and isinstance(given, list):
         if not 1 <= len(given) <= MAX_SLOTS:
             raise InvalidArgument("body", f"must be 1 to {MAX_SLOTS} objects, where it is a list")
-        return [_validate(model, item) for item in given]
+        return [_validate(model, item, at) for at, item in enumerate(given)]
     return _validate(model, given)
 
 
-def _validate(model: type[Input], given: Any) -> Input:
+def _validate(model: type[Input], given: Any, place: int | None = None) -> Input:
     try:
         return model.model_validate(given)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=True, include_input=False)[0]
+    whole = "body" if place is None else f"body[{place}]"
     if not problem["loc"]:
-        raise InvalidArgument("body", "must be a JSON object")
-    field = str(problem["loc"][0])
+        raise InvalidArgument(whole, "must be a JSON object")
+    name = str(problem["loc"][0])
+    field = name if place is None else f"{whole}.{name}"
     if problem["type"] == "missing":
         raise InvalidArgument(field, "must be given")
-    if field == "capacity":
+    if name == "capacity":
         raise InvalidArgument(field, f"must be a whole number from 1 to {MAX_CAPACITY:,}", code="E047")
     raise InvalidArgument(field, _ALLOWED.get(problem["type"], "is not valid").format_map(problem.get("ctx", {})))
 

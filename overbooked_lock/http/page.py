@@ -40,7 +40,8 @@ def of(document: Mapping[str, Any]) -> bytes:
         f'<meta name="viewport" content="width=device-width,initial-scale=1"><style>{_STYLE}</style></head><body>'
         f'<h1>{escape(info["title"])} <span class="soft">{escape(info["version"])}</span></h1>'
         f'<p>{escape(info["description"])} As data: <a href="openapi.json">openapi.json</a>.</p>'
-        "<p>In the examples <code>$URL</code> is where this server is, and <code>$KEY</code> an API key.</p>"
+        "<p>In the examples <code>$URL</code> is where this server is, and <code>$KEY</code> an API key. "
+        "A lock&rsquo;s <code>lock_until</code> must be a date of yours, within 24 hours from now.</p>"
         f"{sections}<h2>errors</h2>{_errors(operations)}</body></html>"
     ).encode()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import redis.asyncio
 import uvloop
 
-from overbooked_lock import AsyncLockEngine, EmbeddedServer
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, store
 from overbooked_lock.errors import InvalidArgument, OverbookedError
 from overbooked_lock.http.readiness import Readiness
 from overbooked_lock.http.server import LogFormat, log_to_stderr
@@ -62,6 +63,9 @@ def run(settings: Settings) -> None:
     InvalidArgument, EmbeddedServerError.
     """
     Channels(settings.name)
+    file = settings.health_file
+    if file is not None and (file.is_dir() or not os.access(file.parent, os.W_OK)):
+        raise InvalidArgument("health_file", "must be a file in a folder that exists and can be written to")
     log_to_stderr(settings.log_format)
     with contextlib.ExitStack() as stack:
         url = settings.url
@@ -83,11 +87,9 @@ async def _main(settings: Settings, url: str) -> None:
 
 
 def _client(url: str) -> redis.asyncio.Redis:
-    try:
-        # It does not tell the server which library it is: that is one right less to give.
-        return redis.asyncio.Redis.from_url(url, driver_info=None)
-    except ValueError as error:
-        raise InvalidArgument("url", "must start with redis://, rediss:// or unix://") from error
+    # It does not tell the server which library it is: that is one right less to give.
+    client: redis.asyncio.Redis = store.client_of_url(url, redis.asyncio.Redis, driver_info=None)
+    return client
 
 
 @contextlib.asynccontextmanager

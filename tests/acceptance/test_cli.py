@@ -484,6 +484,15 @@ def test_the_unexpected_ends_in_1(environment: Environment) -> None:
         (("lock", "s"), "--until or --for must be given"),
         (("lock", "", "--for", "1m"), "SLOT must be a string of 1 to 255 characters"),
         (("lock", "s", "--for", "1m", "--url", "http://x"), "--url must start with redis://"),
+        (("locks", "--url", "redis://127.0.0.1/shop"), "--url must have a number as its database"),
+        (("locks", "--url", "redis://127.0.0.1?x=1"), "--url has a parameter that redis-py does not know"),
+        (("serve", "--origin", "shop.example"), "--origin must be like https://shop.example"),
+        (("serve", "--trusted-proxy", "abc"), "--trusted-proxy must be networks like 10.0.0.0/8"),
+        (("serve", "--tls-cert", __file__), "--tls-cert and --tls-key must be given both"),
+        (
+            ("sidecar", "--name", "s", "--health-file", "/nowhere/at/all"),
+            "--health-file must be a file in a folder that exists",
+        ),
         (("lock",), "Missing argument 'SLOT'"),
         (("extend", "s", "--for", "1m"), "--lock-key must be given"),
         (("unlock", "s"), "--lock-key or --force must be given"),
@@ -777,6 +786,13 @@ def test_watch_as_json(start: Callable[..., Running], slot: Slot, lock_engine: L
     assert running.end(signal.SIGINT)[0] == 130
     after = watching(start, "--json", "--since", seen[1].id, "--resource", slot.resource_id)
     assert Event.model_validate_json(after.hear()) == seen[2]
+
+
+def test_watch_says_where_there_is_no_store(call: Run) -> None:
+    """As every other command does. One that goes away later is waited for."""
+    done = call("watch", "--url", "redis://127.0.0.1:1")
+    assert done.returncode == 7
+    assert "the lock store is unavailable" in done.stderr
 
 
 def test_watch_ends_with_its_reader(start: Callable[..., Running], slot: Slot, lock_engine: LockEngine) -> None:

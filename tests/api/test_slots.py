@@ -234,6 +234,19 @@ def test_what_a_slot_does_not_take(api: Served, fields: dict[str, Any], error: t
     assert refused.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("second", "param"),
+    [({"end_date": "x"}, "body[1].end_date"), ({"capacity": 0}, "body[1].capacity"), (7, "body[1]")],
+)
+def test_what_a_list_of_slots_does_not_take(api: Served, second: Any, param: str) -> None:
+    """The item is named, too, counted from 0; nothing of the list is created."""
+    resource = str(uuid.uuid4())
+    good = {"resource_id": resource, "start_date": "2030-10-21", "end_date": "2030-10-22", "capacity": 1}
+    refused = api.call("POST", "/slots", [good, good | second if isinstance(second, dict) else second])
+    assert refused.json()["error"]["param"] == param
+    assert data_of(api.call("GET", f"/slots?limit=1&page=1&resource_id={resource}")) == []
+
+
 def test_metadata_holds_any_json(api: Served) -> None:
     """Booleans, strings, numbers and structures come back as they were."""
     metadata = {"a": True, "b": "é\U0001f600\x00", "c": 7, "d": 0.5, "e": {"f": [None, 1]}, "": -(2**62)}

@@ -146,8 +146,9 @@ def test_the_help_lists_every_scenario() -> None:
         (("--url", "redis://localhost:x"), "--url must be a URL with a number as its port"),
         (("--url", "http://x"), "--key must be given for http://"),
         (("--key", "sk"), "--key is for http:// alone"),
-        (("--sidecar", "shop"), "--sidecar needs the Redis"),
-        (("--callers", "5", "--rate", "5"), "--callers can't be given beside rate"),
+        (("--sidecar", "shop"), "--sidecar needs the Redis that it hears as --url"),
+        (("--url", "redis://localhost/shop"), "--url must have a number as its database"),
+        (("--callers", "5", "--rate", "5"), "--callers can't be given beside --rate"),
         (("--rate", "0"), "--rate must be above 0"),
         (("--rate", "abc"), "overbooked-lock: --rate must be a number"),
         (("--min-rate", "nan"), "--min-rate must be above 0"),
@@ -185,6 +186,19 @@ def test_a_wrong_command_line_is_refused_before_anything_is_done(
     assert said.out == ""
     assert "registering" not in said.err
     assert says in " ".join(said.err.split())
+
+
+def test_a_key_in_the_environment_is_for_http(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is there for other runs: one on a Redis goes past it, and on to its next error."""
+    monkeypatch.setenv("OVERBOOKED_LOCK_API_KEY", "sk")
+    test_a_wrong_command_line_is_refused_before_anything_is_done(
+        ("--callers", "5", "--rate", "5"), "--callers can't be given beside --rate", monkeypatch, capsys
+    )
+    test_a_wrong_command_line_is_refused_before_anything_is_done(
+        ("--url", "redis://127.0.0.1", "--namespace", "a:b"), "--namespace", monkeypatch, capsys
+    )
 
 
 def test_an_interrupted_run_removes_what_it_made(lock_server: EmbeddedServer, raw: redis.Redis) -> None:

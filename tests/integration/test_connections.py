@@ -147,11 +147,11 @@ async def test_a_closed_engine_leaves_no_task_behind(lock_server: EmbeddedServer
 
 
 async def test_a_connection_that_can_not_be_made_leaves_no_caller_waiting(lock_server: EmbeddedServer) -> None:
-    """An option that redis-py does not know: its own words reach each caller, with both engines."""
+    """A client with an option that redis-py does not know: its own words reach each caller, with both engines."""
     url = f"{lock_server.url}?nonsense=1"
-    with LockEngine.from_url(url) as engine, pytest.raises(TypeError, match="nonsense"):
+    with LockEngine(redis.Redis.from_url(url)) as engine, pytest.raises(TypeError, match="nonsense"):
         engine.get_slot("seat-1")
-    async with AsyncLockEngine.from_url(url) as async_engine, asyncio.timeout(5):
+    async with AsyncLockEngine(redis.asyncio.Redis.from_url(url)) as async_engine, asyncio.timeout(5):
         for _ in range(4):  # more than may be under way at a time
             with pytest.raises(TypeError, match="nonsense"):
                 await async_engine.get_slot("seat-1")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis
 
-from overbooked_lock import InvalidArgument, LockEngine, NewSlot, Quota
+from overbooked_lock import AsyncLockEngine, InvalidArgument, LockEngine, NewSlot, Quota
 from overbooked_lock.arguments import new_lock_key
 
 HOUR = timedelta(hours=1)
@@ -223,6 +223,25 @@ def test_url(url: str) -> None:
     """A URL has one of three schemes."""
     with pytest.raises(InvalidArgument, match="url must start with redis://, rediss:// or unix://"):
         LockEngine.from_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (None, "url must start with redis://"),
+        ("redis://localhost:x", "url must have a number as its port"),
+        ("rediss://localhost:99999", "url must have a number as its port"),
+        ("redis://localhost/shop", "url must have a number as its database"),
+        ("redis://localhost/1/2", "url must have a number as its database"),
+        ("redis://localhost/?colour=red", "url has a parameter that redis-py does not know"),
+        ("unix:///tmp/s?socket_timeout=x", "url has a parameter that redis-py does not know, or can't read"),
+    ],
+)
+@pytest.mark.parametrize("engine", [LockEngine, AsyncLockEngine])
+def test_what_a_url_says(engine: type[LockEngine | AsyncLockEngine], url: Any, message: str) -> None:
+    """What could never connect is told at once; redis-py would take another database, or fail at the first call."""
+    with pytest.raises(InvalidArgument, match=message):
+        engine.from_url(url)
 
 
 @pytest.mark.parametrize("client", [None, "redis://localhost", redis.asyncio.Redis()])
