@@ -188,7 +188,7 @@ app = typer.Typer(
     epilog="\n".join(
         ["[bold]Exit codes[/bold]"]
         + [f"{code:3}  {meaning}" for code, (meaning, _) in EXITS.items()]
-        + [f"{INTERRUPTED}  interrupted with Ctrl-C", "143  ended with SIGTERM"]
+        + [f"{INTERRUPTED}  interrupted with Ctrl-C", "129, 143  ended with SIGHUP, with SIGTERM"]
     ),
     add_completion=False,
     no_args_is_help=True,
@@ -941,7 +941,9 @@ def _in_foreground() -> bool:
 
 def main() -> int:
     """Runs the command line of this process; returns the exit code."""
-    signal.signal(signal.SIGTERM, _leave)  # in order: nothing stays locked, no server stays behind
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            signal.signal(number, _leave)  # in order: nothing stays locked, no server stays behind
     try:
         return int(app(standalone_mode=False))
     except typer.TyperException as error:

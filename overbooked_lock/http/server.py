@@ -79,7 +79,7 @@ class Settings:
 
 
 def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT; then what is under way is answered, for up to ``GRACE`` seconds.
+    """Serves until SIGTERM, SIGINT or SIGHUP; then what is under way is answered, for up to ``GRACE`` seconds.
 
     Prints the address when it listens. Raises InvalidArgument, EmbeddedServerError, OverbookedError if the address
     can't be had.
@@ -201,7 +201,8 @@ def _stopping(server: uvicorn.Server) -> Iterator[None]:
     def stop(_number: int, _frame: object) -> None:
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    ends = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    before = {number: signal.signal(number, stop) for number in ends if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         yield
     finally:

@@ -57,7 +57,7 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Runs a sidecar until SIGTERM or SIGINT; then what is under way is answered, for up to 10 seconds.
+    """Runs a sidecar until SIGTERM, SIGINT or SIGHUP; then what is under way is answered, for up to 10 seconds.
 
     Prints the channel when it hears it for the first time. A store that is not there is waited for. Raises
     InvalidArgument, EmbeddedServerError.
@@ -77,8 +77,9 @@ def run(settings: Settings) -> None:
 
 async def _main(settings: Settings, url: str) -> None:
     stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     engine = AsyncLockEngine(_client(url), namespace=settings.namespace, unregistered=settings.unregistered)
     options: dict[str, Any] = {"max_requests": settings.max_requests, "keep_answers": settings.keep_answers}
     async with engine, Sidecar(engine, settings.name, **options) as sidecar, _looking_after(sidecar, engine, settings):

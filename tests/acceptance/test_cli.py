@@ -68,13 +68,14 @@ def call(environment: Environment, monkeypatch: pytest.MonkeyPatch, capsys: pyte
     """The same in this process, which saves the start of Python where nothing but the answer matters."""
 
     def call(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
-        handler = signal.getsignal(signal.SIGTERM)
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
         with monkeypatch.context() as patch:
             for name, value in (environment | more).items():
                 patch.setenv(name, value)
             patch.setattr(sys, "argv", [PROGRAM, *words])
             code = main()
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         return subprocess.CompletedProcess(words, code, *capsys.readouterr())
 
     return call
@@ -344,7 +345,7 @@ def test_it_brings_a_server_of_its_own(environment: Environment, run: Run) -> No
     lock = json.loads(run("lock", "s", "--for", "1m", "--unregistered", "allow", "--json").stdout)["data"]
     folder = Path(environment["XDG_DATA_HOME"]) / "overbooked-lock"
     assert (folder / "server.json").exists()
-    assert not (folder / "server.sock").exists()
+    assert not (folder / "server.pid").exists()
     assert run("lock", "s", "--for", "1m", "--unregistered", "allow").returncode == 3
     assert run("unlock", "s", "--lock-key", lock["lock_key"]).stdout == "unlocked\n"
 
@@ -759,7 +760,7 @@ def watching(start: Callable[..., Running], *words: str) -> Running:
     return running
 
 
-@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_watch_shows_what_happens(
     start: Callable[..., Running], slot: Slot, lock_engine: LockEngine, how: signal.Signals, code: int
 ) -> None:
@@ -811,6 +812,16 @@ def test_watch_on_a_private_server(start: Callable[..., Running], run: Run, envi
     assert run("lock", "seat", "--for", "1m", "--unregistered", "allow").returncode == 0
     assert json.loads(running.hear())["resource_id"] is None
     assert running.end(signal.SIGINT)[0] == 130
+
+
+def test_a_closed_terminal_leaves_no_server_behind(start: Callable[..., Running], environment: Environment) -> None:
+    """As after every other end: the last one out stops the private server."""
+    del environment["OVERBOOKED_LOCK_URL"]
+    running = watching(start)
+    server = Path(environment["XDG_DATA_HOME"]) / "overbooked-lock" / "server.pid"
+    assert server.exists()
+    assert running.end(signal.SIGHUP)[0] == 129
+    assert not server.exists()
 
 
 def test_watch_since(call: Run, slot: Slot, raw: redis.Redis, lock_namespace: str) -> None:

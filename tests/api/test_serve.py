@@ -139,7 +139,7 @@ def post_slots(key: ApiKey, length: int) -> bytes:
 NEW_SLOT = {"resource_id": "r", "start_date": "2030-01-01", "end_date": "2030-01-02", "capacity": 1}
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_serves_and_ends_in_order(start: Callable[..., Running], secret: ApiKey, how: signal.Signals) -> None:
     """Exit code 0: it was told to."""
     running = start()
@@ -273,7 +273,7 @@ def test_without_a_url_it_brings_its_own_store(start: Callable[..., Running], tm
     assert ask(running, "GET", "/readyz").is_success
     assert running.stop() == 0
     assert (tmp_path / "data/overbooked-lock/server.json").exists()
-    assert not (tmp_path / "data/overbooked-lock/server.sock").exists()
+    assert not (tmp_path / "data/overbooked-lock/server.pid").exists()
 
 
 def test_ipv6(start: Callable[..., Running]) -> None:

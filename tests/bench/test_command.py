@@ -174,14 +174,15 @@ def test_a_wrong_command_line_is_refused_before_anything_is_done(
     words: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The message names the option, or scenario and target, and what is allowed. (In this process: it is quicker.)"""
-    from overbooked_lock.cli import main  # noqa: PLC0415  it takes a signal that other tests have
+    from overbooked_lock.cli import main  # noqa: PLC0415  it takes signals that other tests have
 
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     monkeypatch.setattr("sys.argv", [PROGRAM, "bench", *words])
     try:
         assert main() == 2
     finally:
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     said = capsys.readouterr()
     assert said.out == ""
     assert "registering" not in said.err

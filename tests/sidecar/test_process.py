@@ -27,7 +27,7 @@ HOUR = 3_600_000
 Start = Callable[..., Running]
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_what_is_under_way_is_answered_before_the_end(
     start: Start, client: Client, slot: Slot, async_lock_engine: AsyncLockEngine, how: signal.Signals
 ) -> None:
@@ -113,7 +113,7 @@ def test_without_a_url_it_brings_its_own_store(start: Start, tmp_path: Path) -> 
     running = start(OVERBOOKED_LOCK_URL="", OVERBOOKED_LOCK_NAMESPACE="")
     assert running.stop() == 0
     assert (tmp_path / "data/overbooked-lock/server.json").exists()
-    assert not (tmp_path / "data/overbooked-lock/server.sock").exists()
+    assert not (tmp_path / "data/overbooked-lock/server.pid").exists()
 
 
 @pytest.mark.parametrize(
