@@ -28,7 +28,6 @@ from overbooked_lock.operations import Means, Operation, Operations
 
 T = TypeVar("T")
 
-_CLOSED = "this engine is closed"
 _GLANCE = 0.002  # seconds
 
 
@@ -125,7 +124,7 @@ class AsyncLockEngine(Operations):
         Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
         """
         if self._closed:
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
         with self._listener.reading() as batches:
             while True:
                 batch = await batches.get()
@@ -184,7 +183,7 @@ class AsyncLockEngine(Operations):
 
     async def _pause(self, seconds: float) -> None:
         if self._closed:
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
         await asyncio.sleep(seconds)
 
     async def _wait(self, waiter: Waiter[asyncio.Event], seconds: float) -> None:
@@ -194,7 +193,7 @@ class AsyncLockEngine(Operations):
                 await waiter.bell.wait()
         waiter.bell.clear()
         if self._dismissed:
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
 
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.get_running_loop().create_task(coroutine)
@@ -219,7 +218,7 @@ class AsyncLockEngine(Operations):
         # Others may wait for the same slot: one that is cancelled must not take it from them, as awaiting it would.
         await asyncio.wait([task])
         if self._dismissed and task.cancelled():
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
         return task.result()
 
     async def _load_and_register(self, slot_id: str) -> bool:

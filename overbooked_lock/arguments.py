@@ -68,15 +68,20 @@ def server_url(value: object) -> str:
     """The URL of a Redis, as far as it can be judged without connecting. What it says may be secret: it is not told."""
     if not isinstance(value, str) or not value.startswith(("redis://", "rediss://", "unix://")):
         raise InvalidArgument("url", "must start with redis://, rediss:// or unix://")
-    try:
-        parts = urlsplit(value)
-        parts.port  # noqa: B018  it is read to be checked
-    except ValueError:
-        raise InvalidArgument("url", "must have a number as its port, like redis://localhost:6379") from None
+    port_of(value)
+    parts = urlsplit(value)
     # redis-py takes any other word for database 0.
     if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
         raise InvalidArgument("url", "must have a number as its database, like redis://localhost:6379/0")
     return value
+
+
+def port_of(url: str) -> int | None:
+    """The port that a URL names, if it names one."""
+    try:
+        return urlsplit(url).port
+    except ValueError:
+        raise InvalidArgument("url", "must have a number as its port, like redis://localhost:6379") from None
 
 
 def many(values: object, name: str) -> Iterable[Any]:

@@ -188,7 +188,7 @@ app = typer.Typer(
     epilog="\n".join(
         ["[bold]Exit codes[/bold]"]
         + [f"{code:3}  {meaning}" for code, (meaning, _) in EXITS.items()]
-        + [f"{INTERRUPTED}  interrupted with Ctrl-C", "129, 143  ended with SIGHUP, with SIGTERM"]
+        + ["129  ended with SIGHUP", f"{INTERRUPTED}  interrupted with Ctrl-C", "143  ended with SIGTERM"]
     ),
     add_completion=False,
     no_args_is_help=True,

@@ -39,7 +39,6 @@ _GOOD_BATCH = 48
 _MAX_BATCH = 128
 """Slots in a batch: beyond it the gain per slot is gone, and the server is held longer."""
 
-_CLOSED = "this engine is closed"
 _TOO_LATE = "its turn did not come in time"
 
 
@@ -88,7 +87,7 @@ class Coalescer:
         if loop is None or get_ident() != self._thread or not loop.is_running():
             loop = self._bind()
         if self._closed:
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
         item = _Item(run, self._timeout, loop.create_future())
         self._queue.append(item)
         if not self._flush_is_due and self._in_flight < _MOST_IN_FLIGHT:
@@ -119,7 +118,7 @@ class Coalescer:
         while self._wires:  # noqa: ASYNC110 - each tells of its end in one of the loop's next turns
             await asyncio.sleep(0)
         for item in self._queue:
-            item.fail(item.gave_up(_CLOSED, sent=False))
+            item.fail(item.gave_up(store.CLOSED, sent=False))
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of this turn of the loop: what callers ask for in it goes along."""
@@ -183,7 +182,7 @@ class Coalescer:
         self._connecting.discard(task)
         if task.cancelled():
             for item in batch:
-                item.fail(item.gave_up(_CLOSED, sent=False))
+                item.fail(item.gave_up(store.CLOSED, sent=False))
 
     async def _connect(self) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, self._timeout)
@@ -357,7 +356,7 @@ class _Wire(asyncio.Protocol):
                     landing.set_result(None)
 
     def close(self) -> None:
-        self._break(ConnectionAbortedError(_CLOSED))
+        self._break(ConnectionAbortedError(store.CLOSED))
 
     def _break(self, why: OSError) -> None:
         self._error = why

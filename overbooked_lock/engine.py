@@ -37,7 +37,6 @@ from overbooked_lock.operations import Means, Operation, Operations, Run
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_CLOSED = "this engine is closed"
 _GLANCE = 0.002  # seconds
 
 
@@ -236,7 +235,7 @@ class LockEngine:
         Ends when the engine is closed. Raises EventsMissed, StoreUnavailable on an engine that is closed already.
         """
         if self._closing.is_set():
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
         with self._listener.reading() as batches:
             while not self._closing.is_set():  # or nobody would wake who came just after the rest were woken
                 batch = batches.get()
@@ -283,13 +282,13 @@ class LockEngine:
 
     async def _pause(self, seconds: float) -> None:
         if self._closing.wait(seconds):
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
 
     async def _wait(self, waiter: Waiter[threading.Event], seconds: float) -> None:
         waiter.bell.wait(seconds)
         waiter.bell.clear()
         if self._dismissed:
-            raise StoreUnavailable("not_applied", _CLOSED)
+            raise StoreUnavailable("not_applied", store.CLOSED)
 
     def _in_background(self, operation: Callable[[], Operation[None]]) -> None:
         def work() -> None:
@@ -357,7 +356,7 @@ class LockEngine:
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():
-            raise attempts.gave_up(_CLOSED, sent=False)
+            raise attempts.gave_up(store.CLOSED, sent=False)
         if self._pid != os.getpid():
             # A forked child must not talk on its parent's connections.
             self._idle, self._wires, self._pid = deque(), set(), os.getpid()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument, LockKeyInvalid, LockLost, StoreUnavailable
 from overbooked_lock.models import Booking, Lock
-from overbooked_lock.store import log
+from overbooked_lock.store import CLOSED, log
 
 if TYPE_CHECKING:
     from overbooked_lock.aio import AsyncLockEngine
@@ -256,7 +256,7 @@ class AsyncHold(_Holding[asyncio.Event]):
         except StoreUnavailable as unavailable:
             self._not_unlocked(unavailable)
         except asyncio.CancelledError:  # by the engine, which is being closed: nobody else has this task
-            self._not_unlocked(StoreUnavailable("unknown", "this engine is closed"))
+            self._not_unlocked(StoreUnavailable("unknown", CLOSED))
         return True
 
     async def book(self, *, metadata: Mapping[str, Any] | None = None, booking_id: str | None = None) -> Booking:

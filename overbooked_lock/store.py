@@ -24,6 +24,7 @@ from overbooked_lock.errors import InvalidArgument, StoreUnavailable
 
 log = logging.getLogger("overbooked_lock")
 
+CLOSED = "this engine is closed"
 OLDEST_SERVER = (6, 2)
 FAILURES = (RedisError, OSError)
 """What a redis-py connection raises when something is wrong with the store, or with the way to it."""
@@ -237,7 +238,7 @@ def client_of_url(url: str, kind: Any, **options: Any) -> Any:
         # redis-py looks at the names of parameters only when it makes a connection.
         pool = client.connection_pool
         pool.connection_class(**connection_options(pool.connection_kwargs, 1.0))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RedisError) as error:
         raise InvalidArgument("url", "has a parameter that redis-py does not know, or can't read") from error
     return client
 

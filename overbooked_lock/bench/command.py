@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from overbooked_lock.bench.options import NAMESPACE, Options
+from overbooked_lock.bench.options import NAMESPACE, Options, is_http
 from overbooked_lock.bench.scenarios import SCENARIOS, Scenario
 from overbooked_lock.cli_options import duration
 from overbooked_lock.errors import OverbookedError
@@ -203,9 +203,8 @@ def bench(
         raise OverbookedError(
             f'the load harness is an extra, and {missing.name} is missing: pip install "overbooked-lock[bench]"'
         ) from missing
-    over_http = url is not None and url.startswith(("http://", "https://"))
     source = context.get_parameter_source("key")
-    if not over_http and source is not None and source.name == "ENVIRONMENT":
+    if not is_http(url) and source is not None and source.name == "ENVIRONMENT":
         key = None  # it is there for other runs
     given = {"duration": run_for, "warm_up": warm_up, "processes": processes}
     options = Options(

@@ -6,7 +6,6 @@ import os
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Literal
-from urllib.parse import urlsplit
 
 from overbooked_lock import arguments
 from overbooked_lock.bench.scenarios import SCENARIOS
@@ -16,6 +15,11 @@ NAMESPACE = "overbooked-lock-bench"
 MOST_SLOTS = 1_000_000
 _SECRET = frozenset({"url", "key"})
 _SHORTEST_RAMP, _LONGEST_RAMP = timedelta(milliseconds=100), timedelta(seconds=1)
+
+
+def is_http(url: str | None) -> bool:
+    """Whether a target is a server that speaks the API."""
+    return url is not None and url.startswith(("http://", "https://"))
 
 
 def _default_processes() -> int:
@@ -96,19 +100,13 @@ class Options:
             raise InvalidArgument("min_rate", "must be above 0")
 
     def _check_target(self) -> None:
-        over_http = self.url is not None and self.url.startswith(("http://", "https://"))
+        over_http = is_http(self.url)
         if self.url is not None and not over_http and not self.url.startswith(("redis://", "rediss://", "unix://")):
             allowed = "must start with redis://, rediss://, unix://, http:// or https://"
             bare = "://" not in self.url and "@" not in self.url  # before an @ stands what is secret
             raise InvalidArgument("url", f"{allowed}; for a Redis, redis://{self.url}" if bare else allowed)
-        try:
-            urlsplit(self.url or "").port  # noqa: B018  it is read to be checked
-        except ValueError:
-            raise InvalidArgument(
-                "url", "must be a URL with a number as its port, like redis://localhost:6379"
-            ) from None
-        if self.url is not None and not over_http:
-            arguments.server_url(self.url)
+        if self.url is not None:
+            arguments.port_of(self.url) if over_http else arguments.server_url(self.url)
         if over_http and not self.key:
             raise InvalidArgument("key", "must be given for http://: a secret one, since slots are made and removed")
         if self.key and not over_http:

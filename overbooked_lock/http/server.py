@@ -119,7 +119,11 @@ def serve(settings: Settings) -> None:
             with _sync_engine(settings) as engine:
                 print(sample.open_day(engine, address), flush=True)  # noqa: T201
         if settings.workers > 1:
-            Multiprocess(config, sockets=[listener]).run()
+            ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            workers = _Workers(config, sockets=[listener])
+            if ignored:  # as nohup leaves it; uvicorn does not ask
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            workers.run()
         else:
             server = uvicorn.Server(config)
             with _stopping(server):
@@ -130,6 +134,8 @@ def build(settings: Settings) -> Application:
     """The application of one worker, with an engine of its own."""
     # What stands now stays for good, and requests leave no cycles: the collector need not look so often.
     gc.freeze()
+    if settings.workers > 1:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells us all: who started us sends SIGTERM
     gc.set_threshold(20_000, 50, 50)
     log_to_stderr(settings.log_format)
     return create_app(_engine(settings), close_engine=True, **settings.app)
@@ -192,6 +198,13 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
+
+
+class _Workers(Multiprocess):
+    """uvicorn's, which would start all workers anew when their terminal is closed."""
+
+    def handle_hup(self) -> None:
+        self.handle_term()
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ class Stream:
         except TimeoutError:
             return False
         if self._streams.ending.is_set():
-            # What was taken from us may still wait for the reader, and the server for that: there is no end to tell.
+            # The transport may still hold what the reader does not read, and the server waits for it to close.
             asyncio.get_running_loop().call_later(_FAREWELL_PATIENCE, self._request.abort)
         return True
 

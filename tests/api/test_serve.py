@@ -276,6 +276,14 @@ def test_without_a_url_it_brings_its_own_store(start: Callable[..., Running], tm
     assert not (tmp_path / "data/overbooked-lock/server.pid").exists()
 
 
+def test_a_closed_terminal_ends_the_server_and_all_its_workers(start: Callable[..., Running], secret: ApiKey) -> None:
+    """It tells the whole group; uvicorn would start its workers anew."""
+    running = start("--workers", "2")
+    assert ask(running, "GET", "/slots?limit=1&page=1", key=secret).is_success
+    os.killpg(running.process.pid, signal.SIGHUP)
+    assert running.process.wait(PATIENCE) == 0
+
+
 def test_ipv6(start: Callable[..., Running]) -> None:
     """In brackets, as URLs have it."""
     running = start("--host", "::1")

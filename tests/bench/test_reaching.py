@@ -161,7 +161,7 @@ def test_over_tls(play: Callable[..., Run], refused: Callable[..., str], tls_por
 
 def test_a_parameter_that_nobody_knows(play: Callable[..., Run], lock_server: EmbeddedServer) -> None:
     """It is an option that is wrong, not a target."""
-    with pytest.raises(InvalidArgument, match="url has a parameter that redis-py can't read"):
+    with pytest.raises(InvalidArgument, match="url has a parameter that redis-py does not know, or can't read"):
         play("hotspot", url=f"{lock_server.url}?colour=red")
 
 

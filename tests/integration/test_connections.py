@@ -107,11 +107,12 @@ def test_a_call_that_outlives_its_engine_leaves_no_connection_open(
     engine = LockEngine(client, namespace=lock_namespace, unregistered="allow")
     engine.check("seat-1", lock_key="whoever")  # connects
     assert connections() == 1
-    raw.client_pause(200)
+    raw.client_pause(20_000, all=False)  # scripts wait
     asking = threading.Thread(target=engine.check, args=("seat-1",), kwargs={"lock_key": "whoever"})
     asking.start()
     await_that(lambda: engine._wires and not engine._idle)
     engine.close()
+    raw.client_unpause()
     asking.join()
     await_that(lambda: connections() == 0)
     assert not engine._idle

@@ -234,6 +234,7 @@ def test_url(url: str) -> None:
         ("redis://localhost/shop", "url must have a number as its database"),
         ("redis://localhost/1/2", "url must have a number as its database"),
         ("redis://localhost/?colour=red", "url has a parameter that redis-py does not know"),
+        ("rediss://localhost?ssl_cert_reqs=x", "url has a parameter that redis-py does not know, or can't read"),
         ("unix:///tmp/s?socket_timeout=x", "url has a parameter that redis-py does not know, or can't read"),
     ],
 )

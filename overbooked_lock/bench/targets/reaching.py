@@ -11,6 +11,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from overbooked_lock import store
 from overbooked_lock.bench.targets import Where
 from overbooked_lock.bench.targets.base import as_ours
 from overbooked_lock.errors import InvalidArgument, OverbookedError, StoreUnavailable
@@ -95,15 +96,13 @@ async def _store_offset_s(where: Where) -> float:
         "protocol": 2,  # HELLO of 3 takes a missing password for a wrong one
     }
     offsets = []
-    try:
-        async with redis.asyncio.Redis.from_url(where.url, **once) as client:
-            with as_ours():
-                for _ in range(5):
-                    asked = time.monotonic()
-                    seconds, microseconds = await client.time()
-                    offsets.append((time.monotonic() - asked, seconds + microseconds / 1e6 - asked))
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument("url", "has a parameter that redis-py can't read") from error
+    client: redis.asyncio.Redis = store.client_of_url(where.url, redis.asyncio.Redis, **once)
+    async with client:
+        with as_ours():
+            for _ in range(5):
+                asked = time.monotonic()
+                seconds, microseconds = await client.time()
+                offsets.append((time.monotonic() - asked, seconds + microseconds / 1e6 - asked))
     # Of the quickest answer, half of whose way lies before it.
     took, offset = min(offsets)
     return offset - took / 2
