@@ -157,7 +157,7 @@ class AsyncLockEngine(Operations):
         self._dismissed = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(1.0, self._timeout)):
-                while self._listener.dismiss():  # noqa: ASYNC110 - those who wait in line leave it
+                while self._listener.dismiss() or self._in_line:  # noqa: ASYNC110 - those who wait in line leave it
                     await asyncio.sleep(_GLANCE)
         if self._background:
             # A cancelled lock is perhaps being undone.

@@ -259,8 +259,9 @@ class LockEngine:
         """Closes the connections, and stops the embedded server if this was its last user."""
         deadline = time.monotonic() + min(1.0, self._timeout)
         self._dismissed = True
-        while self._listener.dismiss() and time.monotonic() < deadline:
-            time.sleep(_GLANCE)  # those who wait in line leave it
+        # Those who wait in line leave it. Who asks for the first time just now does not listen yet.
+        while (self._listener.dismiss() or self._operations._in_line) and time.monotonic() < deadline:  # noqa: SLF001 - our own
+            time.sleep(_GLANCE)
         for thread in list(self._background):
             # A lock of unknown outcome is perhaps being undone.
             thread.join(max(0.0, deadline - time.monotonic()))

@@ -116,6 +116,8 @@ class Operations:
         self._timeout = timeout
         self._means = means
         self._run = means.run
+        self._in_line: set[str] = set()
+        """The tickets of those who wait fairly, or are about to: they leave the line before the engine closes."""
 
     # Locks
 
@@ -198,7 +200,8 @@ class Operations:
     async def _wait_for(self, run: Run, wait: timedelta) -> list[Lock]:
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
-        ticket = run.requests[0].ticket
+        if ticket := run.requests[0].ticket:
+            self._in_line.add(ticket)
         try:
             while True:
                 try:
@@ -224,6 +227,7 @@ class Operations:
                 self._means.in_background(partial(self._leave_queue, run.requests[0]))
             raise
         finally:
+            self._in_line.discard(ticket)
             if waiter is not None:
                 waiter.close()
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 from pathlib import Path
 from typing import cast
@@ -16,7 +16,7 @@ from typing import cast
 import pytest
 import redis
 
-from overbooked_lock import EmbeddedServer, LockEngine, scripts
+from overbooked_lock import EmbeddedServer, LockEngine, StoreUnavailable, scripts
 from overbooked_lock.keys import Keys
 
 from .proxy import Proxy, runs
@@ -159,3 +159,25 @@ def test_a_lost_reply_costs_nobody_its_place(
         # The next in line has the slot when the unlock is sent again: it was this call's own work all the same.
         assert engine.unlock(lock).released
         assert second.result().fencing_token > lock.fencing_token
+
+
+def test_an_engine_that_is_closed_leaves_the_line_that_it_was_about_to_join(
+    connect: Connect, proxy: Proxy, direct: LockEngine, line: Line
+) -> None:
+    """The server hears of the waiter only when its engine is being closed."""
+    engine = connect(proxy.url)
+    engine.check(SLOT, lock_key="whoever")  # connects
+    direct.lock(SLOT, lock_for=MINUTE)
+    fair = runs(scripts.LOCK_FAIR)
+    proxy.hold_request(fair)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(engine.lock, SLOT, lock_for=MINUTE, wait=LONG, fair=True)
+        until(lambda: proxy.done["hold_request"])
+        closing = pool.submit(engine.close)
+        wait([closing], timeout=0.1)  # one that does not care has closed by now
+        proxy.heal()
+        with pytest.raises(StoreUnavailable, match="closed"):
+            waiting.result()
+        closing.result()
+    until(lambda: proxy.late)
+    assert line.keys() == []
