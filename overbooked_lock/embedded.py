@@ -50,8 +50,9 @@ LOG_BYTES = 1 << 20  # a longer log is begun anew at the server's next start
 _TICK = 0.01  # seconds between two looks at a lock or at a server
 _SOCKET = "server.sock"
 # A call for many slots frees and takes hundreds of blocks of a few sizes. Of each, glibc keeps seven at hand and has to
-# search its heap for more: with a million slots in it, that is a fifth of such a call.
-_ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000"}
+# search its heap for more: with a million slots in it, that is a fifth of such a call. And where a page has 4 KiB, most
+# of what a call touches has to be looked up in tables that no cache holds: in huge pages it takes a seventh less.
+_ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=1000:glibc.malloc.hugetlb=1"}
 _SOCKET_PATH_BYTES = 103  # what macOS can bind; Linux has room for 107
 # All that a crash can leave in a folder that has no record yet.
 _BEFORE_RECORD = {"users.lock", "server.lock", "server.json.new"}
@@ -322,6 +323,7 @@ def _launch(folder: Path, program: _Program, fsync: Fsync, lock: int) -> _Record
         "save": "",
         "maxmemory-policy": "noeviction",
         "hash-max-ziplist-entries": "0",  # our one hash is looked up at random, and a list is walked through
+        "disable-thp": "no",  # Linux copies single pages of them after a fork since 5.8, so a rewrite costs no more
         "daemonize": "yes",  # in a session of its own, out of a Ctrl-C's reach, and no child for us to reap
         "logfile": "server.log",
         "pidfile": "server.pid",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import signal
@@ -28,6 +29,7 @@ from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import EmbeddedServerError, InvalidArgument
 
 SERVER = "OVERBOOKED_LOCK_SERVER"
+THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 IMPORT = "import os, signal, sys\nfrom overbooked_lock.embedded import EmbeddedServer\n"
 # Uses the server from the first line on its input to the second, and never calls close().
 USER = IMPORT + "input(); server = EmbeddedServer(sys.argv[1]); print(server.pid, flush=True); input()"
@@ -203,6 +205,17 @@ def test_a_closed_object_is_let_go(folder: Path) -> None:
     left = weakref.ref(server)
     del server
     assert left() is None
+
+
+@pytest.mark.skipif(not THP.exists() or "[never]" in THP.read_text(), reason="no Linux with huge pages")
+def test_its_memory_may_be_in_huge_pages(folder: Path) -> None:
+    """Where all memory is, Redis and Valkey forbid it to themselves; where one has to ask for it, so do we."""
+    with EmbeddedServer(folder) as server, redis.Redis.from_url(server.url) as client:
+        assert setting(server, "disable-thp") == "no"
+        if client.info("memory")["mem_allocator"] == "libc" and platform.libc_ver() >= ("glibc", "2.35"):
+            client.set("large", bytes(8 << 20))
+            flags = re.findall("VmFlags: (.*)", Path(f"/proc/{server.pid}/smaps").read_text())
+            assert "[always]" in THP.read_text() or any("hg" in mapping.split() for mapping in flags)
 
 
 def test_only_its_user_reaches_it_and_writes_are_durable(folder: Path) -> None:
