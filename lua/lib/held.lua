@@ -1,0 +1,2 @@
+-- What `locks` has of a slot that is locked: the fencing token, a space, and the end of the lock in ms.
+local HELD = '^(%+?%d+) (%d+)$'
