@@ -8,7 +8,7 @@
 --   skip matches, up to limit
 -- Reply: now_us, next_cursor, matched, then per slot: slot_id, record, locked_until_ms, available
 --   next_cursor is 0 at the end
-local locks, expiry, starts, resources = KEYS[1], KEYS[2], KEYS[4], KEYS[5]
+local locks, starts, resources = KEYS[1], KEYS[4], KEYS[5]
 local resource_id, from_ms, to_ms, wanted, lock_key = ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]
 local cursor, chunk, skip, limit = tonumber(ARGV[10]), tonumber(ARGV[11]), tonumber(ARGV[12]), tonumber(ARGV[13])
 -- include: clock
@@ -50,8 +50,7 @@ for i, name in ipairs(found) do
 end
 local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))
-local dates = redis.call('ZMSCORE', expiry, unpack(ids))
-local tokens = redis.call('HMGET', locks, unpack(ids))
+local held = redis.call('HMGET', locks, unpack(ids))
 
 -- Of the record's first line, the end is the last field.
 local latest_ms = tonumber(to_ms)
@@ -61,8 +60,9 @@ end
 
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for i, id in ipairs(ids) do
-  local record, key, until_ms = records[i], keys[i], tonumber(dates[i])
-  local turn = not key and is_waited_for(tokens[i]) and next_in_line(id, lock_names[i])
+  local record, key = records[i], keys[i]
+  local until_ms = held[i] and tonumber(string.match(held[i], ' (%d+)$'))
+  local turn = not key and is_waited_for(held[i]) and next_in_line(id, lock_names[i])
   if turn then
     key, until_ms = turn.key, turn.until_ms
   end

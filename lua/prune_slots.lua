@@ -14,6 +14,7 @@ local before_ms, skip, chunk = tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 -- include: bookings
 -- include: index
 -- include: sign
+-- include: held
 -- include: queue
 -- include: remove
 

@@ -33,15 +33,21 @@ if not plain then
   more = {hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
 end
 
-local reply, names_removed, removed = {now_us}, {}, {}
+local names_removed, removed, removed_count, unregistered = room_for(count), room_for(count), 0, {}
+local reply = room_for(1 + 4 * count)
+reply[1] = now_us
 for i = 1, count do
-  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], #reply
+  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
   local lock_key, key, record, had = ARGV[argument_at + 2], values[2 * at - 1], values[2 * at], tokens[at + 1]
   local tag, until_ms = claim(key, had, lock_key, ARGV[argument_at + 3]), 0
   if tag == 'yours' or force and key then
     tag, key = 'unlocked', nil
     tell('unlocked', ids[i], record, 0, tonumber(had))
-    names_removed[#names_removed + 1], removed[#removed + 1] = names[2 * i - 1], ids[i]
+    removed_count = removed_count + 1
+    names_removed[removed_count], removed[removed_count] = names[2 * i - 1], ids[i]
+    if not record then
+      unregistered[#unregistered + 1] = ids[i]
+    end
     if more then
       more.pass(i, is_waited_for(had) and more.hand_over(ids[i], names[2 * i - 1], record, tonumber(had)))
     end
@@ -53,12 +59,18 @@ for i = 1, count do
   reply[row + 4] = obstacle(record, key, lock_key) and 0 or 1
 end
 
-if #removed > 0 then
+if removed_count > 0 then
   -- If the shared keys are not what they should be, it ends here, before anything is written.
-  redis.call('ZREM', expiry, unpack(removed))
+  -- A registered slot keeps its entry in `expiry` for its next lock: to take it out and put it in again would be a third
+  -- of a pair's time where there are very many. What sweeps takes it out at its date.
+  if #unregistered > 0 then
+    redis.call('ZREM', expiry, unpack(unregistered))
+  else
+    redis.call('ZCARD', expiry)
+  end
   publish()
-  redis.call('HDEL', locks, unpack(removed))
-  redis.call('DEL', unpack(names_removed))
+  redis.call('HDEL', locks, unpack(removed, 1, removed_count))
+  redis.call('DEL', unpack(names_removed, 1, removed_count))
   if more then
     more.write_lines()
   end

@@ -343,19 +343,19 @@ def list_locks(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call:
             )
             for slot_id, until_ms, token, key_hash in _rows(reply, 2)
         ]
-        return [(locks, reply[1])]
+        return [(locks, int(reply[1]))]
 
     args: list[str | int] = [*keys.naming, cursor, chunk]
     return Call(scripts.LIST_LOCKS, keys.of_locks(()), args, parse)
 
 
 def sweep(settings: Settings, requests: Sequence[int]) -> Call:
-    """Takes how many at most; the outcome is (how many were swept, the seconds until the next lock ends or None)."""
+    """Takes how many at most; the outcome is (how many locks had ended, the seconds until the next may end or None)."""
     keys = settings.keys
 
     def parse(reply: Reply, _: float) -> list[tuple[int, float | None]]:
-        now_us, swept, next_ms = reply
-        return [(swept, (next_ms * 1000 - now_us) / 1_000_000 if next_ms else None)]
+        now_us, ended, next_ms = reply
+        return [(ended, (next_ms * 1000 - now_us) / 1_000_000 if next_ms else None)]
 
     return Call(scripts.SWEEP, keys.of_locks(()), [*keys.naming, *requests], parse)
 

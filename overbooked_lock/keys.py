@@ -9,8 +9,9 @@ colon and is not one of our own first words, so no slot id of one namespace can 
 ``slot:<id>:queue``      sorted set ticket of who waits fairly for the slot, by arrival in µs
 ``slot:<id>:tickets``    hash       ticket → its end in ms, fencing token if it has its turn, lock_key
 ``slots:locks``          hash       slot id → fencing token of its lock, after a plus sign if somebody may
-                                    wait for it fairly; field ``""``: the last token
-``slots:expiry``         sorted set slot id by the end of its lock in ms
+                                    wait for it fairly, and the lock's end in ms; ``""``: the last token
+``slots:expiry``         sorted set slot id by a date in ms, never later than the end of its lock but sooner
+                                    perhaps: see ``lua/lib/lapsed.lua``
 ``slots:events``         stream     what happened: see ``lua/lib/events.lua``; a channel, too
 ``slots:starts``         sorted set slot id by its start in ms
 ``slots:resources``      sorted set resource, start and slot id as one text, in its order

@@ -92,7 +92,7 @@ class Means:
 
 
 class Swept(NamedTuple):
-    """How many locks had ended by their date, and the seconds until the next one will; None if there is none."""
+    """How many locks had ended by their date, and the seconds in which no other will; None if there is none."""
 
     locks: int
     until_next: float | None
@@ -325,10 +325,9 @@ class Operations:
         cursor = 0
         while True:
             [(found, cursor)] = await self._run(Run(calls.list_locks, [(cursor, CHUNK)], alone=True))
-            # A lock that is extended between two calls moves back, and is seen twice.
             locks.update((lock.slot_id, lock) for lock in found)
             if not cursor:
-                return list(locks.values())
+                return sorted(locks.values(), key=lambda lock: lock.locked_until)
 
     # Slots
 
@@ -695,9 +694,9 @@ class Operations:
     async def _sweep(self) -> Swept:
         total = 0
         while True:
-            [(swept, until_next)] = await self._run(Run(calls.sweep, [CHUNK], alone=True))
-            total += swept
-            if swept < CHUNK:
+            [(ended, until_next)] = await self._run(Run(calls.sweep, [CHUNK], alone=True))
+            total += ended
+            if until_next is None or until_next > -0.001:  # what is due is due from the next millisecond on
                 return Swept(total, until_next)
 
     async def _sweep_in_time(self) -> float:

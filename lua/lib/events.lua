@@ -2,18 +2,20 @@
 -- whatever the number of slots. Their text has a line for each event: kind, slot_id, resource_id, locked_until in ms
 -- and fencing token, with tabs between; no id has control characters. What is told first happened first.
 -- A slot that is handed to the first in line has its ticket, too, so that nobody else wakes.
-local told = {}
+-- Each slot has two of KEYS: with as many places to begin with it need not grow while an event of each is told.
+local told, told_count = {unpack(KEYS)}, 0
 local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
   local resource_id = record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
   local line = string.format('%s\t%s\t%s\t%d\t%d', kind, id, resource_id, until_ms or 0, token or 0)
-  told[#told + 1] = ticket and line .. '\t' .. ticket or line
+  told_count = told_count + 1
+  told[told_count] = ticket and line .. '\t' .. ticket or line
 end
 
 local function publish()
-  if #told > 0 then
-    local text = table.concat(told, '\n')
+  if told_count > 0 then
+    local text = table.concat(told, '\n', 1, told_count)
     local entry = redis.call('XADD', KEYS[3], 'MAXLEN', '~', EVENTS_KEPT, '*', 'events', text)
     redis.call('PUBLISH', KEYS[3], entry .. '\n' .. text)
   end

@@ -36,10 +36,12 @@ end
 -- anything is written; each is looked at only when the counts differ.
 local some_foreign = redis.call('EXISTS', unpack(names)) > seen
 
-local reply, refused, quotas = {now_us}, false, nil
-local granted, prolonged, joining, fields, dates = {}, {}, {}, {'', 0}, {}
+local reply, refused, quotas = room_for(1 + 4 * count), false, nil
+reply[1] = now_us
+local granted, granted_count, prolonged, joining = room_for(count), 0, {}, {}
+local fields, dates, written = room_for(2 + 2 * count), room_for(2 * count), 0
 for i = 1, count do
-  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], #reply
+  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
   local id, lock_key, given = ids[i], ARGV[argument_at + 2], ARGV[argument_at + 3]
   local token, quota = ARGV[argument_at + 4], ''
   if MAKES then
@@ -97,7 +99,8 @@ for i = 1, count do
       more.lapse(i)
     end
     if tag == 'locked' then
-      granted[#granted + 1] = i
+      granted_count = granted_count + 1
+      granted[granted_count] = i
     end
     if turn then
       more.leave_line(id, names[2 * i - 1], turn.ticket)
@@ -114,10 +117,12 @@ for i = 1, count do
       tell(key and 'extended' or 'locked', id, record, until_ms, fencing_token)
     end
     local in_line = turn or key and more.is_waited_for(had)
-    local kept = in_line and string.format('+%.0f', fencing_token) or fencing_token
-    values[2 * at - 1], tokens[at + 1], ends[at] = lock_key, kept, until_ms
-    fields[#fields + 1], fields[#fields + 2] = id, kept
-    dates[#dates + 1], dates[#dates + 2] = until_ms, id
+    local held = string.format(in_line and '+%d %d' or '%d %d', fencing_token, until_ms)
+    values[2 * at - 1], ends[at] = lock_key, until_ms
+    tokens[at + 1] = in_line and '+' .. string.format('%d', fencing_token) or fencing_token
+    fields[written + 3], fields[written + 4] = id, held
+    dates[written + 1], dates[written + 2] = until_ms, id
+    written = written + 2
     reply[row + 1], reply[row + 2], reply[row + 3], reply[row + 4] = tag, record, until_ms, fencing_token
   else
     refused = true
@@ -127,8 +132,9 @@ for i = 1, count do
         -- Another client set this key by hand: it needs a token that can say that somebody waits.
         last_token = math.max(last_token + 1, now_us)
         tokens[at + 1] = last_token
-        fields[#fields + 1], fields[#fields + 2] = id, last_token
-        dates[#dates + 1], dates[#dates + 2] = more.end_of(i), id
+        fields[written + 3], fields[written + 4] = id, string.format('%d %d', last_token, more.end_of(i))
+        dates[written + 1], dates[written + 2] = more.end_of(i), id
+        written = written + 2
       end
     end
     reply[row + 1], reply[row + 2] = tag, false
@@ -148,25 +154,30 @@ if refused and mode == 'all' then
   return reply
 end
 
-if #dates > 0 then
-  local gone = #ended > 0 and more.lapsed_locks(ended)
+if written > 0 then
+  local gone, early
+  if #ended > 0 then
+    gone, early = more.lapsed_locks(ended)
+  end
   publish()  -- the first to be written: it may find something else in its place
   if gone then
-    more.forget(gone)
+    more.forget(gone, early)
   end
 
   -- redis.call writes a number in full; only tostring and .. would round a token.
-  for _, i in ipairs(granted) do
+  for n = 1, granted_count do
+    local i = granted[n]
     redis.call('SET', names[2 * i - 1], values[2 * first[i] - 1], 'NX', 'PXAT', ends[first[i]])
   end
   for _, i in ipairs(prolonged) do
     redis.call('PEXPIREAT', names[2 * i - 1], ends[first[i]])
   end
-  fields[2] = last_token
-  redis.call('HSET', locks, unpack(fields))
-  redis.call('ZADD', expiry, unpack(dates))
+  fields[1], fields[2] = '', last_token
+  redis.call('HSET', locks, unpack(fields, 1, written + 2))
+  -- An entry that is sooner stays: what sweeps finds it early, and moves it then.
+  redis.call('ZADD', expiry, 'LT', unpack(dates, 1, written))
   if quotas then
-    quotas.write(granted)
+    quotas.write(granted, granted_count)
   end
 end
 if more then

@@ -12,7 +12,7 @@ local function join(joining)
       redis.call('PEXPIREAT', line.tickets, until_ms)
       -- Where there is no lock the line was there before, and its sign.
       if key_of(i) and not is_waited_for(tokens[first[i] + 1]) then
-        signs[#signs + 1], signs[#signs + 2] = ids[i], string.format('+%.0f', token_of(i))
+        signs[#signs + 1], signs[#signs + 2] = ids[i], string.format('+%d %d', token_of(i), end_of(i))
       end
     else
       foreign[#foreign + 1] = i

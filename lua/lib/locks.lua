@@ -32,19 +32,9 @@ local function claim_on(i, lock_key, token)
   return claim(key_of(i), tokens[first[i] + 1], lock_key, token)
 end
 
-local function read_ends()
-  if not ends_are_read then
-    for i, until_ms in ipairs(redis.call('ZMSCORE', expiry, unpack(ids))) do
-      ends[i] = ends[i] or until_ms
-    end
-    ends_are_read = true
-  end
-end
-
 local function end_of(i)
-  read_ends()
   local at = first[i]
-  local until_ms = tonumber(ends[at])
+  local until_ms = ends[at]
   if not until_ms then
     -- Another client set this key by hand: only Redis knows its end, and there may be none.
     local left_ms = redis.call('PTTL', lock_name(i))
@@ -65,7 +55,6 @@ end
 local function lapse(i)
   if token_of(i) and not key_of(i) and not lapsed[ids[i]] then
     lapsed[ids[i]] = true
-    read_ends()
-    tell('expired', ids[i], record_of(i), tonumber(ends[first[i]]), token_of(i))
+    tell('expired', ids[i], record_of(i), ends[first[i]], token_of(i))
   end
 end

@@ -28,13 +28,13 @@ local function new_quotas()
     if #slots == 0 then
       return
     end
-    local now_given = redis.call('HMGET', locks, unpack(slots))
-    local dates = redis.call('ZMSCORE', expiry, unpack(slots))
+    local held = redis.call('HMGET', locks, unpack(slots))
     local keys = redis.call('MGET', unpack(names))
     for at, slot in ipairs(slots) do
-      if keys[at] and tonumber(now_given[at]) == tonumber(given[at]) then
+      local token, until_ms = string.match(held[at] or '', HELD)
+      if keys[at] and token and tonumber(token) == tonumber(given[at]) then
         holder.count = holder.count + 1
-        holder.first_end = math.min(holder.first_end, tonumber(dates[at]) or now_ms)
+        holder.first_end = math.min(holder.first_end, tonumber(until_ms))
       else
         holder.ended[#holder.ended + 1] = slot
       end
@@ -76,8 +76,9 @@ local function new_quotas()
     end
   end
 
-  function quotas.write(granted)
-    for _, i in ipairs(granted) do
+  function quotas.write(granted, granted_count)
+    for n = 1, granted_count do
+      local i = granted[n]
       local quota = argument(i, 4)
       if quota ~= '' then
         local fields = holders[string.match(quota, ' (.*)$')].fields

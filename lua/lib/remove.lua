@@ -30,7 +30,7 @@ local function remove(id, record)
   if budget <= 0 then
     return false
   end
-  local token, until_ms = redis.call('HGET', KEYS[1], id), redis.call('ZSCORE', KEYS[2], id)
+  local token, until_ms = string.match(redis.call('HGET', KEYS[1], id) or '', HELD)
   if token and redis.call('EXISTS', lock_name_of(id)) == 0 then
     tell('expired', id, write_record(record), tonumber(until_ms), tonumber(token))
   end

@@ -1,9 +1,7 @@
 -- A place in slot i for a booking by the one who gives this lock_key. The lock it has by that key is consumed.
 
 -- What a lock's end is written to must be what it should be before the first write.
-if #ids > 0 then
-  read_ends()
-end
+redis.call('ZCARD', expiry)
 
 -- The resource of slot i; nil if not all that is read or changed after the first write is where it should be.
 local function resource_of(i)

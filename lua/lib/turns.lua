@@ -41,8 +41,8 @@ local function write_lines()
     local turn = turns[id]
     if turn then
       redis.call('SET', turn.name, turn.key, 'PXAT', turn.until_ms)
-      redis.call('HSET', locks, '', last_token, id, string.format('+%.0f', turn.token))
-      redis.call('ZADD', expiry, turn.until_ms, id)
+      redis.call('HSET', locks, '', last_token, id, string.format('+%d %d', turn.token, turn.until_ms))
+      redis.call('ZADD', expiry, 'LT', turn.until_ms, id)
       redis.call('HSET', line.tickets, turn.ticket, ticket_text(turn.until_ms, turn.token, turn.key))
     end
   end

@@ -12,8 +12,7 @@ _OF_CONNECTIONS = ("auth", "hello", "ping", "select")
 COMMANDS = (
     "del", "eval", "evalsha", "exists", "get", "hdel", "hget", "hgetall", "hlen", "hmget", "hset", "info",
     "mget", "pexpireat", "pttl", "publish", "set", "subscribe", "time", "type", "unsubscribe", "xadd", "xlen",
-    "zadd", "zcard", "zcount", "zlexcount", "zmscore", "zrange", "zrangebylex", "zrangebyscore", "zrem",
-    "zscore",
+    "zadd", "zcard", "zcount", "zlexcount", "zrange", "zrangebylex", "zrangebyscore", "zrem",
 )  # fmt: skip
 """What a sidecar sends, and what its scripts call: those of API keys and of lists for operators are not among them."""
 

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -52,7 +52,8 @@ class Store:
 
     def token(self, slot_id: str = "") -> int:
         """The fencing token of a slot's lock; without a slot the last that was given out at all."""
-        return int(self._raw.hget(self._keys.locks, slot_id) or 0)
+        held = cast("str | None", self._raw.hget(self._keys.locks, slot_id))
+        return int(held.split(" ")[0]) if held else 0
 
     def tokens_given(self) -> list[int]:
         """The fencing tokens of all locks that were ever made, by what the stream of events tells."""

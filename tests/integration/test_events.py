@@ -22,6 +22,7 @@ from overbooked_lock import (
     Event,
     EventsMissed,
     InvalidArgument,
+    Lock,
     LockEngine,
     NewSlot,
     OverbookedError,
@@ -193,6 +194,67 @@ def test_no_end_is_told_of_a_lock_that_ended_otherwise(
         pass
     assert engine.sweep() == 0
     assert "expired" not in kinds(raw, lock_namespace)
+
+
+@pytest.mark.parametrize("how", ["locked again", "extended"])
+def test_an_end_that_moved_is_told_where_it_moved_to(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str, redis_now: Callable[[], datetime], how: str
+) -> None:
+    """The index of ends has the earlier one still, and who finds it corrects it; the lock is told of once."""
+
+    def sweep_after(lock: Lock) -> int:
+        while redis_now() <= lock.locked_until + timedelta(milliseconds=2):
+            pass
+        return engine.sweep()
+
+    lock = engine.lock(slot.id, lock_key="mine", lock_for=3 * BLINK)
+    if how == "locked again":
+        assert engine.unlock(lock).released
+        last = engine.lock(slot.id, lock_key="mine", lock_for=9 * BLINK)
+    else:
+        last = engine.extend(lock, lock_for=9 * BLINK)
+    assert sweep_after(lock) == 0
+    assert "expired" not in kinds(raw, lock_namespace)
+    indexed_ms = raw.zscore(f"{lock_namespace}:slots:expiry", slot.id)
+    assert indexed_ms == last.locked_until.timestamp() * 1000
+    assert sweep_after(last) == 1
+    [end] = [line for line in told(raw, lock_namespace) if line[0] == "expired"]
+    assert [int(text) for text in end[3:5]] == [indexed_ms, last.fencing_token]
+    assert engine.sweep() == 0
+
+
+@pytest.mark.parametrize("sweeps", [True, False])
+def test_ends_are_told_in_their_order_whatever_the_index_has(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_namespace: str, await_expiry: Callable[[str], None],
+    sweeps: bool,
+) -> None:  # fmt: skip
+    """By the sweeper, or by later locks on their way."""
+    ids = [slot.id for slot in engine.create_slots([new_slot() for _ in range(8)])]
+    for i, slot_id in enumerate(ids[:4]):
+        engine.lock(slot_id, lock_for=BLINK + timedelta(milliseconds=5 * i))
+    # As if the third had had a lock that ended before all of them, and the second one that ended with the first.
+    first_ms = cast("float", raw.zscore(f"{lock_namespace}:slots:expiry", ids[0]))
+    raw.zadd(f"{lock_namespace}:slots:expiry", {ids[2]: first_ms - 10, ids[1]: first_ms})
+    for slot_id in ids[:4]:
+        await_expiry(slot_id)
+    if sweeps:
+        assert engine.sweep() == 4
+    else:
+        for slot_id in ids[4:]:
+            engine.lock(slot_id, lock_for=MINUTE)
+    assert [line[1] for line in told(raw, lock_namespace) if line[0] == "expired"] == ids[:4]
+
+
+def test_what_was_unlocked_leaves_the_index_of_ends_at_its_date(
+    engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str, redis_now: Callable[[], datetime]
+) -> None:
+    """And is no end to tell of."""
+    lock = engine.lock(slot.id, lock_for=BLINK)
+    engine.unlock(lock)
+    while redis_now() <= lock.locked_until + timedelta(milliseconds=2):
+        pass
+    assert engine.sweep() == 0
+    assert not raw.exists(f"{lock_namespace}:slots:expiry")
 
 
 def test_locks_sweep_on_the_way(

@@ -160,7 +160,8 @@ class Line:
         return [line[0] for line in self.events(slot)[1:]]
 
     def token_text(self, slot: Slot) -> str | None:
-        return cast("str | None", self._raw.hget(self._keys.locks, slot.id))
+        held = cast("str | None", self._raw.hget(self._keys.locks, slot.id))
+        return held.split(" ")[0] if held else None
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_a_lock_set_by_hand_is_respected(engine: LockEngine, slot: Slot, raw: re
     assert adopted.fencing_token > 0
     assert engine.lock(slot.id, lock_key="by-hand", lock_for=MINUTE).fencing_token == adopted.fencing_token
     raw.persist(key)
-    raw.zrem(f"{lock_namespace}:slots:expiry", slot.id)
+    raw.hdel(f"{lock_namespace}:slots:locks", slot.id)
     with pytest.raises(SlotLocked) as refused:
         engine.lock(slot.id, lock_for=MINUTE)
     assert refused.value.locked_until.year == 9999

@@ -18,9 +18,18 @@ def test_a_lock_is_released(engine: LockEngine, slot: Slot, raw: redis.Redis, lo
     """The slot is free for the next, and nothing of the lock is left but the last fencing token."""
     unlocked = engine.unlock(engine.lock(slot.id, lock_for=MINUTE))
     assert (unlocked.slot_id, unlocked.released) == (slot.id, True)
-    assert not raw.exists(f"{lock_namespace}:slot:{slot.id}:lock", f"{lock_namespace}:slots:expiry")
+    assert not raw.exists(f"{lock_namespace}:slot:{slot.id}:lock")
     assert raw.hkeys(f"{lock_namespace}:slots:locks") == [""]
     assert not engine.lock(slot.id, lock_for=MINUTE).already_held
+
+
+def test_a_lock_of_what_is_no_slot_leaves_nothing_in_the_index_of_ends(
+    make_engine: Callable[..., LockEngine], raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Any id can be locked there, so what stayed would pile up; a slot's entry is for its next."""
+    engine = make_engine(unregistered="allow")
+    engine.unlock_many(engine.lock_many(["a", "b"], lock_for=MINUTE))
+    assert not raw.exists(f"{lock_namespace}:slots:expiry")
 
 
 def test_the_payload_after_it(engine: LockEngine, slot: Slot) -> None:
