@@ -49,7 +49,8 @@ _is_namespace = re.compile(r"(?!(?:slots?|bookings?|holder|api|answer)$)[A-Za-z0
 
 def slot_id(value: object, name: str = "slot_id") -> str:
     """An id of a slot or a resource: 1 to 255 characters, none of them a control character."""
-    if isinstance(value, str) and _is_id(value):
+    # Mostly it is plain text, and to see that takes a third of the expression's time.
+    if isinstance(value, str) and ((0 < len(value) <= 255 and value.isprintable()) or _is_id(value)):
         return value
     raise InvalidArgument(name, "must be a string of 1 to 255 characters without control characters")
 
@@ -172,9 +173,14 @@ def seconds(value: object, name: str) -> float:
 
 def positive_milliseconds(value: object, name: str) -> int:
     """A duration of at least 1 ms, in ms."""
-    if isinstance(value, timedelta) and (ms := value // _MILLISECOND) >= 1:
+    if isinstance(value, timedelta) and (ms := _whole_milliseconds(value)) >= 1:
         return ms
     raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
+
+
+@lru_cache(maxsize=64)  # a caller's locks mostly take equally long
+def _whole_milliseconds(duration: timedelta) -> int:
+    return duration // _MILLISECOND
 
 
 def in_words(ms: int) -> str:

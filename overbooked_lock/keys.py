@@ -77,7 +77,9 @@ class Keys:
         keys = [self.locks, self.expiry, self.events]
         prefix, lock, record = self.slot_prefix, self.lock_suffix, self.record_suffix
         for slot_id in slot_ids:
-            keys += (prefix + slot_id + lock, prefix + slot_id + record)
+            slot = prefix + slot_id
+            keys.append(slot + lock)
+            keys.append(slot + record)
         return keys
 
     def of_slots(self, slot_ids: Iterable[str]) -> list[str]:

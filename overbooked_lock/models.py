@@ -42,7 +42,11 @@ def given_date(date: datetime) -> str:
     return date.isoformat(timespec="milliseconds" if date.microsecond >= 1000 else "seconds")
 
 
-_set = object.__setattr__
+# What an instance of a model consists of, set past its __setattr__: that one refuses, and object's takes longer.
+_set_dict, _set_fields_set, _set_extra, _set_private = (
+    BaseModel.__dict__[name].__set__
+    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 _BOOLEAN = ("false", "true")
 
 UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
@@ -93,10 +97,10 @@ class Slot(BaseModel):
         fields = read.copy()
         fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
         slot = object.__new__(cls)
-        _set(slot, "__dict__", fields)
-        _set(slot, "__pydantic_fields_set__", _SLOT_FIELDS)
-        _set(slot, "__pydantic_extra__", None)
-        _set(slot, "__pydantic_private__", None)
+        _set_dict(slot, fields)
+        _set_fields_set(slot, _SLOT_FIELDS)
+        _set_extra(slot, None)
+        _set_private(slot, None)
         return slot
 
 

@@ -53,7 +53,8 @@ CHUNK = 512
 """How many slots a script looks at in one call of a longer piece of work."""
 
 
-class Run(NamedTuple):
+@dataclass(slots=True)
+class Run:
     """Call a script: gives one outcome for each request.
 
     Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in

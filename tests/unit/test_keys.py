@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import Enum
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -54,6 +56,15 @@ def test_keys_are_as_documented() -> None:
     assert keys.locks_of("h1") == "holder:h1:locks"
     assert (keys.api_keys, keys.answer("n1")) == ("api:keys", "answer:n1")
     assert Keys("shop-7").lock("s1") == "shop-7:slot:s1:lock"
+
+
+def test_an_id_of_an_enumeration_is_its_text() -> None:
+    """As such it goes to Redis: a key that has its name in the enumeration would be another slot's."""
+
+    class Court(str, Enum):  # noqa: UP042 - a StrEnum shows its text whatever is done to it
+        CENTER = "court-1"
+
+    assert Keys().of_locks([Court.CENTER]) == Keys().of_locks(["court-1"])
 
 
 @pytest.mark.parametrize("namespace", [*_OUR_FIRST_WORDS, "a:b", "ü", "x" * 65, "a b", "a\n", 7])
