@@ -7,12 +7,15 @@ import contextlib
 import ipaddress
 import re
 import secrets
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
-from typing import Any
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping, Sequence
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, quote, unquote_to_bytes
 
 from overbooked_lock import arguments
 from overbooked_lock.errors import InvalidArgument
+
+T = TypeVar("T")
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -120,17 +123,27 @@ class Request:
         if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY:
             raise _too_long()
         kind = self._headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
+        reading = self._whole()
         try:
-            # From the first byte on: else one that never comes is waited for, for ever.
-            async with asyncio.timeout(BODY_PATIENCE):
-                body = await self._whole()
-        except TimeoutError:
-            raise InvalidArgument("body", f"must arrive within {BODY_PATIENCE:g} s") from None
+            # Mostly it is all there. A timer would take longer than to read it, and is set only if there is a wait.
+            waits_for = reading.send(None)
+        except StopIteration as whole:
+            body: bytes = whole.value
+        else:
+            body = await self._rest(reading, waits_for)
         if len(body) > MAX_BODY:
             raise _too_long()
         if body and kind != b"application/json" and not kind.endswith(b"+json"):
             raise InvalidArgument("Content-Type", "must be application/json")
         return body
+
+    async def _rest(self, reading: Coroutine[Any, None, bytes], waits_for: Any) -> bytes:
+        # From the first byte on: else one that never comes is waited for, for ever.
+        try:
+            async with asyncio.timeout(BODY_PATIENCE):
+                return await _resumed(reading, waits_for)
+        except TimeoutError:
+            raise InvalidArgument("body", f"must arrive within {BODY_PATIENCE:g} s") from None
 
     async def gone(self) -> None:
         """Returns when the client has hung up."""
@@ -158,6 +171,21 @@ class Request:
         if message["type"] == "http.disconnect":
             raise Disconnected
         return message
+
+
+@types.coroutine
+def _resumed(begun: Coroutine[Any, None, T], waits_for: Any) -> Generator[Any, None, T]:
+    """Awaits the rest of a coroutine that was begun by hand, and waits for what it gave then."""
+    try:
+        while True:
+            try:
+                yield waits_for
+            except BaseException as error:  # noqa: BLE001 - it is for the coroutine to see
+                waits_for = begun.throw(error)
+            else:
+                waits_for = begun.send(None)
+    except StopIteration as end:
+        return cast("T", end.value)
 
 
 def _too_long() -> InvalidArgument:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import socket
@@ -202,6 +203,23 @@ def test_e013_a_body_that_does_not_arrive(api: Served, monkeypatch: pytest.Monke
         error = body_of(wire.recv(65_536))["error"]
     assert (error["code"], error["param"]) == ("E013", "body")
     assert "must arrive within 0.2 s" in error["message"]
+
+
+async def test_a_server_sees_itself_what_becomes_of_its_waiting() -> None:
+    """Whatever a foreign server waits for, it is the one that makes a message of it."""
+    arrives: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def receive() -> request.Message:
+        try:
+            await arrives
+        except ConnectionError:
+            return {"type": "http.disconnect"}
+        raise AssertionError
+
+    scope = {"type": "http", "method": "POST", "path": "/slots", "headers": [(b"content-length", b"10")]}
+    asyncio.get_running_loop().call_soon(arrives.set_exception, ConnectionResetError())
+    with pytest.raises(request.Disconnected):
+        await request.Request(scope, receive, ()).body()
 
 
 def test_a_client_that_goes_away_leaves_no_trace(api: Served) -> None:
