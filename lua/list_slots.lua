@@ -61,17 +61,18 @@ end
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for i, id in ipairs(ids) do
   local record, key = records[i], keys[i]
-  local until_ms = held[i] and tonumber(string.match(held[i], ' (%d+)$'))
   local turn = not key and is_waited_for(held[i]) and next_in_line(id, lock_names[i])
   if turn then
-    key, until_ms = turn.key, turn.until_ms
+    key = turn.key
   end
-  local why_not = obstacle(record, key, lock_key)
-  if record and why_not ~= 'corrupt' and ends_in_time(record) then
+  -- On a busy day most slots are another's: who asks for free ones has them passed over before a record is read.
+  if record and not (only == 1 and key and key ~= lock_key) then
+    local why_not = obstacle(record, key, lock_key)
     local open = why_not and 0 or 1
-    if not only or only == open then
+    if why_not ~= 'corrupt' and (not only or only == open) and ends_in_time(record) then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
+        local until_ms = turn and turn.until_ms or tonumber(string.match(held[i] or '', ' (%d+)$'))
         local at = #reply
         reply[at + 1], reply[at + 2] = id, record
         reply[at + 3], reply[at + 4] = key and until_ms or 0, open
