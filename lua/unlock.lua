@@ -42,7 +42,7 @@ for i = 1, count do
   local tag, until_ms = claim(key, had, lock_key, ARGV[argument_at + 3]), 0
   if tag == 'yours' or force and key then
     tag, key = 'unlocked', nil
-    tell('unlocked', ids[i], record, 0, tonumber(had))
+    tell('unlocked', ids[i], record, nil, is_waited_for(had) and tonumber(had) or had)
     removed_count = removed_count + 1
     names_removed[removed_count], removed[removed_count] = names[2 * i - 1], ids[i]
     if not record then

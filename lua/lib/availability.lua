@@ -7,7 +7,7 @@ local function unbookable(record)
     return 'corrupt'
   elseif status ~= 'A' then
     return 'disabled', lockable
-  elseif tonumber(active) >= tonumber(capacity) then
+  elseif active ~= '0' and tonumber(active) >= tonumber(capacity) then
     return 'full', lockable
   end
   return nil, lockable

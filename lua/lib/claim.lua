@@ -7,5 +7,5 @@ local function claim(key, had, lock_key, token)
   elseif key ~= lock_key then
     return 'taken'
   end
-  return (token == '' or tonumber(token) == tonumber(had)) and 'yours' or 'gone'
+  return (token == '' or token == had or tonumber(token) == tonumber(had)) and 'yours' or 'gone'
 end

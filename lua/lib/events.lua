@@ -8,7 +8,14 @@ local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
   local resource_id = record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
-  local line = string.format('%s\t%s\t%s\t%d\t%d', kind, id, resource_id, until_ms or 0, token or 0)
+  -- Where many slots are told of, their numbers come as text: to write one takes long.
+  if type(until_ms) == 'number' then
+    until_ms = string.format('%d', until_ms)
+  end
+  if type(token) == 'number' then
+    token = string.format('%d', token)
+  end
+  local line = kind .. '\t' .. id .. '\t' .. resource_id .. '\t' .. (until_ms or '0') .. '\t' .. (token or '0')
   told_count = told_count + 1
   told[told_count] = ticket and line .. '\t' .. ticket or line
 end

@@ -40,6 +40,7 @@ local reply, refused, quotas = room_for(1 + 4 * count), false, nil
 reply[1] = now_us
 local granted, granted_count, prolonged, joining = room_for(count), 0, {}, {}
 local fields, dates, written = room_for(2 + 2 * count), room_for(2 * count), 0
+local date_given, date_ms, date_text
 for i = 1, count do
   local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
   local id, lock_key, given = ids[i], ARGV[argument_at + 2], ARGV[argument_at + 3]
@@ -50,11 +51,15 @@ for i = 1, count do
   local key, record, had = values[2 * at - 1], values[2 * at], tokens[at + 1]
   local tag, lockable, free_at, turn
 
-  -- A date in ms, or with a plus sign a duration in ms that is counted from now.
-  local until_ms = tonumber(given)
-  if string.byte(given) == 43 then
-    until_ms = now_ms + until_ms
+  -- A date in ms, or with a plus sign a duration in ms that is counted from now. Mostly it is that of the slot before.
+  if given ~= date_given then
+    date_given, date_ms = given, tonumber(given)
+    if string.byte(given) == 43 then
+      date_ms = now_ms + date_ms
+    end
+    date_text = string.format('%d', date_ms)
   end
+  local until_ms = date_ms
 
   if until_ms <= now_ms then
     tag = 'past'
@@ -113,15 +118,17 @@ for i = 1, count do
     end
     local before_ms = tag == 'yours' and more.end_of(i)
     until_ms = math.max(before_ms or 0, until_ms)
+    local until_text = until_ms == date_ms and date_text or string.format('%d', until_ms)
+    local token_text = string.format('%d', fencing_token)
     if until_ms ~= before_ms then
-      tell(key and 'extended' or 'locked', id, record, until_ms, fencing_token)
+      tell(key and 'extended' or 'locked', id, record, until_text, token_text)
     end
-    local in_line = turn or key and more.is_waited_for(had)
-    local held = string.format(in_line and '+%d %d' or '%d %d', fencing_token, until_ms)
-    values[2 * at - 1], ends[at] = lock_key, until_ms
-    tokens[at + 1] = in_line and '+' .. string.format('%d', fencing_token) or fencing_token
-    fields[written + 3], fields[written + 4] = id, held
-    dates[written + 1], dates[written + 2] = until_ms, id
+    if turn or key and more.is_waited_for(had) then
+      token_text = '+' .. token_text
+    end
+    values[2 * at - 1], tokens[at + 1], ends[at] = lock_key, token_text, until_text
+    fields[written + 3], fields[written + 4] = id, token_text .. ' ' .. until_text
+    dates[written + 1], dates[written + 2] = until_text, id
     written = written + 2
     reply[row + 1], reply[row + 2], reply[row + 3], reply[row + 4] = tag, record, until_ms, fencing_token
   else

@@ -34,7 +34,7 @@ end
 
 local function end_of(i)
   local at = first[i]
-  local until_ms = ends[at]
+  local until_ms = tonumber(ends[at])
   if not until_ms then
     -- Another client set this key by hand: only Redis knows its end, and there may be none.
     local left_ms = redis.call('PTTL', lock_name(i))

@@ -1,6 +1,6 @@
 -- What stands of the slots, read with one command for all of them: of the slot at place p, the lock_key of its lock is
--- values[2p - 1], its record values[2p], its fencing token tokens[p + 1], and its lock's end ends[p]. Whoever changes a
--- slot changes it here, too.
+-- values[2p - 1], its record values[2p], its fencing token tokens[p + 1], and its lock's end in ms ends[p], both as text
+-- mostly: to read and write numbers takes long. Whoever changes a slot changes it here, too.
 -- include: held
 local locks, expiry = KEYS[1], KEYS[2]
 local values = #names > 0 and redis.call('MGET', unpack(names)) or {}
@@ -13,6 +13,6 @@ for i = 1, #ids do
   if token then
     token, until_ms = string.match(token, HELD)
   end
-  tokens[i + 1], ends[i] = token, tonumber(until_ms)
+  tokens[i + 1], ends[i] = token, until_ms
 end
 local lapsed = {}  -- the slots whose lock ended by its date, and that were told of it here
