@@ -18,7 +18,8 @@ import redis
 from benchmarks import server_stats
 from benchmarks.measuring import registered_slot
 from benchmarks.report import Ceiling
-from overbooked_lock import LockEngine, calls
+from overbooked_lock import Lock, LockEngine, Unlocked, locks
+from overbooked_lock.calls import Call, Settings
 from overbooked_lock.keys import Keys
 
 PROGRAM = shutil.which("redis-benchmark") or shutil.which("valkey-benchmark")
@@ -30,7 +31,7 @@ PER_CALL = 512
 LOCK_FOR_MS = 3_600_000
 REGISTERED = "slot-0"
 LOCK_KEY = "the-key-of-the-ceiling"
-SETTINGS = calls.Settings(Keys(), LOCK_FOR_MS, "registered")
+SETTINGS = Settings(Keys(), LOCK_FOR_MS, "registered")
 
 BARE_LOCK = """
 local reply = {}
@@ -90,12 +91,12 @@ def measure(url: str, seconds: float) -> list[Ceiling]:
     ]
 
 
-def _calls() -> tuple[calls.Call, calls.Call]:
-    lock = calls.LockRequest(DRAWN, LOCK_KEY, f"+{LOCK_FOR_MS}", key_is_new=True)
-    return calls.lock(SETTINGS, [lock]), calls.unlock(SETTINGS, [calls.ClaimRequest(DRAWN, LOCK_KEY)])
+def _calls() -> tuple[Call[Lock], Call[Unlocked]]:
+    lock = locks.LockRequest(DRAWN, LOCK_KEY, f"+{LOCK_FOR_MS}", key_is_new=True)
+    return locks.lock(SETTINGS, [lock]), locks.unlock(SETTINGS, [locks.ClaimRequest(DRAWN, LOCK_KEY)])
 
 
-def _command(admin: redis.Redis, call: calls.Call) -> list[str]:
+def _command(admin: redis.Redis, call: Call[Lock] | Call[Unlocked]) -> list[str]:
     """A call as a command line. Each place of the slot's id is drawn apart, so all read one record, which is there."""
     sha: str = admin.script_load(call.script.source)
     record = SETTINGS.keys.record(DRAWN)

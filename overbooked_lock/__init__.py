@@ -1,6 +1,8 @@
 """The lock engine under booking systems: a slot is locked until a date, whatever crashes."""
 
 from overbooked_lock.aio import AsyncLockEngine
+from overbooked_lock.api_keys import ApiKey, ApiKeyInfo
+from overbooked_lock.bookings import Booking, BookingPage
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.engine import LockEngine
 from overbooked_lock.errors import (
@@ -26,19 +28,7 @@ from overbooked_lock.errors import (
 )
 from overbooked_lock.events import Event
 from overbooked_lock.holding import AsyncHold, Hold
-from overbooked_lock.models import (
-    ApiKey,
-    ApiKeyInfo,
-    Booking,
-    BookingPage,
-    LiveLock,
-    Lock,
-    NewSlot,
-    Quota,
-    Slot,
-    SlotPage,
-    Unlocked,
-)
+from overbooked_lock.models import LiveLock, Lock, NewSlot, Quota, Slot, SlotPage, Unlocked
 
 __version__ = "0.1.0"
 

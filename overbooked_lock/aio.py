@@ -1,4 +1,4 @@
-"""The async engine. Its verbs are those of ``operations.py``; here stands what they await.
+"""The async engine. Its verbs are those of ``verbs.py``; here stands what they await.
 
 The executor is in ``coalescing.py``.
 """
@@ -24,14 +24,15 @@ from overbooked_lock.events import SWEEP_EVERY_SECONDS, AsyncListener, Event, Re
 from overbooked_lock.holding import AsyncHold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import NewSlot
-from overbooked_lock.operations import Means, Operation, Operations
+from overbooked_lock.operations import Means, Operation
+from overbooked_lock.verbs import Verbs
 
 T = TypeVar("T")
 
 _GLANCE = 0.002  # seconds
 
 
-class AsyncLockEngine(Operations):
+class AsyncLockEngine(Verbs):
     """Locks slots on Redis or Valkey from one event loop. The verbs are those of :class:`LockEngine`.
 
     Calls made at the same time are merged into few calls for many slots, which is most of this engine's speed.

@@ -120,6 +120,11 @@ def lock_key(value: object) -> str:
     raise InvalidArgument("lock_key", "must be a string of 1 to 255 characters")
 
 
+def optional_lock_key(value: object) -> str:
+    """The same, or empty for None."""
+    return "" if value is None else lock_key(value)
+
+
 _spare_keys: list[str] = []
 os.register_at_fork(after_in_child=_spare_keys.clear)  # or parent and child would give out the same ones
 

@@ -35,6 +35,7 @@ except ImportError:
     raise SystemExit(2) from None
 
 from overbooked_lock import __version__
+from overbooked_lock.api_keys import ApiKeyInfo
 from overbooked_lock.bench import command as bench
 from overbooked_lock.cli_options import Rate, date, duration, json_object, rate
 from overbooked_lock.engine import LockEngine
@@ -54,7 +55,7 @@ from overbooked_lock.errors import (
 )
 from overbooked_lock.events import Event, Reader
 from overbooked_lock.holding import Hold
-from overbooked_lock.models import ApiKeyInfo, Lock, NewSlot, Slot, given_date, utc_date
+from overbooked_lock.models import Lock, NewSlot, Slot, given_date, utc_date
 
 if TYPE_CHECKING:
     from rich.text import Text

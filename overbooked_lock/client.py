@@ -26,8 +26,9 @@ except ImportError as error:
 from pydantic import ValidationError
 
 from overbooked_lock import __version__, arguments
+from overbooked_lock.bookings import Booking, BookingStatus
 from overbooked_lock.errors import InvalidArgument, OverbookedError
-from overbooked_lock.models import Booking, BookingStatus, NewSlot, Slot, given_date, utc_date
+from overbooked_lock.models import NewSlot, Slot, given_date, utc_date
 
 T = TypeVar("T")
 # What a method gives: the sync client's methods a Result, the async one's an Awaitable of it.

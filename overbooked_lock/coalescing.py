@@ -25,9 +25,10 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ResponseError
 
 from overbooked_lock import store
-from overbooked_lock.calls import Call, Settings, after_lost_reply, sweep
+from overbooked_lock.calls import Call, Settings
 from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.operations import Run
+from overbooked_lock.stream import sweep
 
 _LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2, 3
 """While the server works on one batch, we pack and parse another. A third keeps both of us busy where neither takes
@@ -45,7 +46,7 @@ _TOO_LATE = "its turn did not come in time"
 class _Item(store.Attempts):
     """A run in the queue, its tries, and the future its caller awaits."""
 
-    def __init__(self, run: Run, timeout: float, future: asyncio.Future[Any]) -> None:
+    def __init__(self, run: Run[Any], timeout: float, future: asyncio.Future[Any]) -> None:
         store.Attempts.__init__(self, timeout)  # super() costs as much again, for each call of each caller
         self.run = run
         self.future = future
@@ -76,7 +77,7 @@ class Coalescer:
         self.on_batch: Callable[[int], object] | None = None
         """Is told of each batch that is sent, how many runs of callers it carries: for metrics."""
 
-    def enqueue(self, run: Run) -> asyncio.Future[Any]:
+    def enqueue(self, run: Run[Any]) -> asyncio.Future[Any]:
         """Takes a run; the future gives one outcome for each of its requests, or StoreUnavailable.
 
         Raises StoreUnavailable if it is closed, RuntimeError on another event loop than that of the first call.
@@ -219,7 +220,7 @@ class Coalescer:
         self,
         wire: _Wire,
         groups: Sequence[list[_Item]],
-        calls: Sequence[Call],
+        calls: Sequence[Call[Any]],
         sent_at: float,
         replies: list[Any] | OSError,
         *,
@@ -230,7 +231,7 @@ class Coalescer:
                 self._idle.pop().close()
             self._try_again([item for group in groups for item in group], replies, sent=True)
             return
-        forgotten: list[tuple[list[_Item], Call]] = []
+        forgotten: list[tuple[list[_Item], Call[Any]]] = []
         refused: list[_Item] = []
         refusal: ResponseError | None = None
         for group, call, reply in zip(groups, calls, replies, strict=True):
@@ -393,7 +394,7 @@ def _time_for(batch: Sequence[_Item]) -> float:
     return min(batch, key=_deadline).time_for_next()
 
 
-def _build(settings: Settings, group: Sequence[_Item]) -> Call:
+def _build(settings: Settings, group: Sequence[_Item]) -> Call[Any]:
     return group[0].run.build(settings, [request for item in group for request in item.run.requests])
 
 
@@ -403,7 +404,7 @@ def _checked(replies: list[Any] | OSError) -> list[Any]:
     return replies
 
 
-def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) -> None:
+def _hand_out(group: Sequence[_Item], call: Call[Any], reply: Any, sent_at: float) -> None:
     try:
         outcomes = call.parse(reply, sent_at)
     except Exception as error:  # noqa: BLE001 - a reply that we can't read must leave no caller waiting
@@ -416,4 +417,4 @@ def _hand_out(group: Sequence[_Item], call: Call, reply: Any, sent_at: float) ->
         own = outcomes[at : at + len(requests)]
         at += len(own)
         if not future.done():
-            future.set_result(after_lost_reply(requests, own) if item.maybe_applied else own)
+            future.set_result(call.after_lost_reply(requests, own) if item.maybe_applied else own)

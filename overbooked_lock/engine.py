@@ -1,4 +1,4 @@
-"""The sync engine. Its verbs are those of ``operations.py``; here stands what they await, and all of it blocks.
+"""The sync engine. Its verbs are those of ``verbs.py``; here stands what they await, and all of it blocks.
 
 The executor makes each call on a connection that no other thread uses meanwhile.
 """
@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from datetime import timedelta
 from functools import wraps
@@ -24,15 +24,16 @@ import redis
 from redis.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from overbooked_lock import arguments, calls, store
+from overbooked_lock import arguments, store
 from overbooked_lock.calls import Settings
 from overbooked_lock.embedded import EmbeddedServer
-from overbooked_lock.errors import StoreUnavailable
+from overbooked_lock.errors import OverbookedError, StoreUnavailable
 from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import NewSlot
-from overbooked_lock.operations import Means, Operation, Operations, Run
+from overbooked_lock.operations import Means, Operation, Run
+from overbooked_lock.verbs import Verbs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,12 +41,12 @@ T = TypeVar("T")
 _GLANCE = 0.002  # seconds
 
 
-def _blocking(verb: Callable[Concatenate[Operations, P], Operation[T]]) -> Callable[Concatenate[LockEngine, P], T]:
+def _blocking(verb: Callable[Concatenate[Verbs, P], Operation[T]]) -> Callable[Concatenate[LockEngine, P], T]:
     """The sync engine's verb: what the operation awaits here blocks, so one ``send`` takes it to its end."""
 
     @wraps(verb)
     def blocking(engine: LockEngine, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return _end(verb(engine._operations, *args, **kwargs))  # noqa: SLF001 - our own
+        return _end(verb(engine._verbs, *args, **kwargs))  # noqa: SLF001 - our own
 
     blocking.__module__, blocking.__qualname__ = __name__, f"LockEngine.{verb.__name__}"
     return blocking
@@ -93,7 +94,7 @@ class LockEngine:
         self._listener = Listener(self._pool, self._settings.keys.events, self._timeout, self._sweep_in_time)
         load = None if load_slot is None else self._load
         means = Means(self._run, self._pause, self._listener.waiter, self._wait, load, self._in_background)
-        self._operations = Operations(self._settings, self._timeout, means)
+        self._verbs = Verbs(self._settings, self._timeout, means)
         self._load_slot = load_slot
         self._loading: dict[str, Future[bool]] = {}
         self._mutex = threading.Lock()
@@ -135,50 +136,50 @@ class LockEngine:
         engine._server = server  # noqa: SLF001 - our own
         return engine
 
-    lock = _blocking(Operations.lock)
-    lock_many = _blocking(Operations.lock_many)
-    unlock = _blocking(Operations.unlock)
-    unlock_many = _blocking(Operations.unlock_many)
-    force_unlock = _blocking(Operations.force_unlock)
-    extend = _blocking(Operations.extend)
-    extend_many = _blocking(Operations.extend_many)
-    check = _blocking(Operations.check)
-    list_locks = _blocking(Operations.list_locks)
+    lock = _blocking(Verbs.lock)
+    lock_many = _blocking(Verbs.lock_many)
+    unlock = _blocking(Verbs.unlock)
+    unlock_many = _blocking(Verbs.unlock_many)
+    force_unlock = _blocking(Verbs.force_unlock)
+    extend = _blocking(Verbs.extend)
+    extend_many = _blocking(Verbs.extend_many)
+    check = _blocking(Verbs.check)
+    list_locks = _blocking(Verbs.list_locks)
 
-    create_slot = _blocking(Operations.create_slot)
-    create_slots = _blocking(Operations.create_slots)
-    get_slot = _blocking(Operations.get_slot)
-    update_slot = _blocking(Operations.update_slot)
-    enable_slot = _blocking(Operations.enable_slot)
-    disable_slot = _blocking(Operations.disable_slot)
-    delete_slot = _blocking(Operations.delete_slot)
-    list_slots = _blocking(Operations.list_slots)
-    prune_slots = _blocking(Operations.prune_slots)
+    create_slot = _blocking(Verbs.create_slot)
+    create_slots = _blocking(Verbs.create_slots)
+    get_slot = _blocking(Verbs.get_slot)
+    update_slot = _blocking(Verbs.update_slot)
+    enable_slot = _blocking(Verbs.enable_slot)
+    disable_slot = _blocking(Verbs.disable_slot)
+    delete_slot = _blocking(Verbs.delete_slot)
+    list_slots = _blocking(Verbs.list_slots)
+    prune_slots = _blocking(Verbs.prune_slots)
 
-    book = _blocking(Operations.book)
-    book_many = _blocking(Operations.book_many)
-    get_booking = _blocking(Operations.get_booking)
-    update_booking = _blocking(Operations.update_booking)
-    cancel_booking = _blocking(Operations.cancel_booking)
-    enable_booking = _blocking(Operations.enable_booking)
-    reschedule_booking = _blocking(Operations.reschedule_booking)
-    delete_booking = _blocking(Operations.delete_booking)
-    list_bookings = _blocking(Operations.list_bookings)
+    book = _blocking(Verbs.book)
+    book_many = _blocking(Verbs.book_many)
+    get_booking = _blocking(Verbs.get_booking)
+    update_booking = _blocking(Verbs.update_booking)
+    cancel_booking = _blocking(Verbs.cancel_booking)
+    enable_booking = _blocking(Verbs.enable_booking)
+    reschedule_booking = _blocking(Verbs.reschedule_booking)
+    delete_booking = _blocking(Verbs.delete_booking)
+    list_bookings = _blocking(Verbs.list_bookings)
 
-    create_api_key = _blocking(Operations.create_api_key)
-    list_api_keys = _blocking(Operations.list_api_keys)
-    find_api_key = _blocking(Operations.find_api_key)
-    revoke_api_key = _blocking(Operations.revoke_api_key)
+    create_api_key = _blocking(Verbs.create_api_key)
+    list_api_keys = _blocking(Verbs.list_api_keys)
+    find_api_key = _blocking(Verbs.find_api_key)
+    revoke_api_key = _blocking(Verbs.revoke_api_key)
 
-    keep_answer = _blocking(Operations.keep_answer)
-    get_answer = _blocking(Operations.get_answer)
+    keep_answer = _blocking(Verbs.keep_answer)
+    get_answer = _blocking(Verbs.get_answer)
 
-    sweep = _blocking(Operations.sweep)
+    sweep = _blocking(Verbs.sweep)
 
     # For what stands below, and for holds
-    _extend_within = _blocking(Operations._extend_within)  # noqa: SLF001
-    _sweep_in_time = _blocking(Operations._sweep_in_time)  # noqa: SLF001
-    _catch_up = _blocking(Operations._catch_up)  # noqa: SLF001
+    _extend_within = _blocking(Verbs._extend_within)  # noqa: SLF001
+    _sweep_in_time = _blocking(Verbs._sweep_in_time)  # noqa: SLF001
+    _catch_up = _blocking(Verbs._catch_up)  # noqa: SLF001
 
     def hold(
         self,
@@ -260,7 +261,7 @@ class LockEngine:
         deadline = time.monotonic() + min(1.0, self._timeout)
         self._dismissed = True
         # Those who wait in line leave it. Who asks for the first time just now does not listen yet.
-        while (self._listener.dismiss() or self._operations._in_line) and time.monotonic() < deadline:  # noqa: SLF001 - our own
+        while (self._listener.dismiss() or self._verbs._in_line) and time.monotonic() < deadline:  # noqa: SLF001 - our own
             time.sleep(_GLANCE)
         for thread in list(self._background):
             # A lock of unknown outcome is perhaps being undone.
@@ -313,7 +314,7 @@ class LockEngine:
         if not mine:
             return future.result()
         try:
-            there_is_one = await self._operations._register(self._load_slot(slot_id), slot_id)  # noqa: SLF001 - our own
+            there_is_one = await self._verbs._register(self._load_slot(slot_id), slot_id)  # noqa: SLF001 - our own
             future.set_result(there_is_one)
         except BaseException as error:
             future.set_exception(error)
@@ -325,7 +326,7 @@ class LockEngine:
 
     # The executor
 
-    async def _run(self, run: Run) -> list[Any]:
+    async def _run(self, run: Run[T]) -> Sequence[T | OverbookedError]:
         call = run.build(self._settings, run.requests)
         attempts = store.Attempts(self._timeout if run.within is None else min(self._timeout, run.within))
         while True:
@@ -353,7 +354,7 @@ class LockEngine:
                 if self._closing.is_set():
                     self._drop_idle()  # whoever closed the engine meanwhile has not seen this one
                 outcomes = call.parse(reply, sent_at)
-                return calls.after_lost_reply(run.requests, outcomes) if attempts.maybe_applied else outcomes
+                return call.after_lost_reply(run.requests, outcomes) if attempts.maybe_applied else outcomes
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():

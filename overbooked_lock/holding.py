@@ -16,8 +16,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from overbooked_lock import arguments
+from overbooked_lock.bookings import Booking
 from overbooked_lock.errors import InvalidArgument, LockKeyInvalid, LockLost, StoreUnavailable
-from overbooked_lock.models import Booking, Lock
+from overbooked_lock.models import Lock
 from overbooked_lock.store import CLOSED, log
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """What callers get: the Slot's payload, a Lock, and what became of an unlock.
 
-Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else, an API key one of :class:`ApiKey`; no
-``repr`` shows them.
+Values are immutable. A lock_key is a field of :class:`Lock` and of nothing else; no ``repr`` shows it.
 """
 
 from __future__ import annotations
@@ -26,8 +25,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 Status = Literal["active", "disabled"]
-BookingStatus = Literal["active", "cancelled"]
-KeyKind = Literal["public", "secret"]
 
 
 def utc_date(date: datetime) -> str:
@@ -47,7 +44,7 @@ _set_dict, _set_fields_set, _set_extra, _set_private = (
     BaseModel.__dict__[name].__set__
     for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
 )
-_BOOLEAN = ("false", "true")
+JSON_BOOLEAN = ("false", "true")
 
 UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
 GivenDate = Annotated[AwareDatetime, PlainSerializer(given_date, when_used="json")]
@@ -117,7 +114,7 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
         locked_until = _json_date(locked_until_ms) if locked_until_ms else "null"
     except (ValueError, IndexError, OverflowError) as error:
         raise StoreCorrupt(slot_id) from error
-    return f'{{"_object":"slot","available":{_BOOLEAN[available]}{before}{locked_until}{after}'
+    return f'{{"_object":"slot","available":{JSON_BOOLEAN[available]}{before}{locked_until}{after}'
 
 
 def _kept(function: Callable[[str, bytes], T]) -> Callable[[str, bytes], T]:
@@ -191,7 +188,7 @@ def _written(slot_id: str, record: bytes) -> tuple[str, str]:
     from_json(metadata)  # whatever stands in the record, what goes out is JSON
     before = (
         f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'
-        f'"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},"lockable":{_BOOLEAN[flags[1] == "L"]},'
+        f'"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},"lockable":{JSON_BOOLEAN[flags[1] == "L"]},'
         f'"locked_until":'
     )
     after = (
@@ -205,45 +202,6 @@ def _written(slot_id: str, record: bytes) -> tuple[str, str]:
 @lru_cache(maxsize=4096)
 def _json_date(ms: int) -> str:
     return f'"{utc_date(arguments.from_milliseconds(ms))}"'
-
-
-class Booking(BaseModel):
-    """A booking as the Overbooked API shows it: ``model_dump_json()`` is its payload, field for field.
-
-    ``lock_expired``, which is no part of the payload, tells that it was made with the key of a lock that had ended: the
-    place was still free, so it was given, but nothing had kept it for the caller.
-    """
-
-    model_config = ConfigDict(frozen=True, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
-
-    object_: Literal["booking"] = Field("booking", alias="_object")
-    resource_id: str
-    created_at: UtcDate
-    id: str
-    metadata: dict[str, JsonValue]
-    slot_id: str
-    status: BookingStatus
-    updated_at: UtcDate
-    lock_expired: bool = Field(default=False, exclude=True)
-
-    @classmethod
-    def from_record(cls, booking_id: str, record: bytes) -> Booking:
-        """Builds the payload from what Redis holds (see ``lua/lib/bookings.lua``).
-
-        Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
-        """
-        try:
-            head, slot_id, resource_id, metadata = record.decode().split("\n", 3)
-            flags, created_ms, updated_ms = head.split(" ")
-            booking: Booking = cls.__pydantic_validator__.validate_json(
-                f'{{"resource_id":{_quoted(resource_id)},"created_at":{created_ms},"id":{_quoted(booking_id)},'
-                f'"metadata":{metadata},"slot_id":{_quoted(slot_id)},'
-                f'"status":"{"active" if flags[1] == "A" else "cancelled"}","updated_at":{updated_ms},'
-                f'"lock_expired":{_BOOLEAN[flags[2] == "E"]}}}'
-            )
-        except (ValueError, IndexError) as error:
-            raise StoreCorrupt(booking_id) from error
-        return booking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,47 +388,10 @@ class LiveLock:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiKeyInfo:
-    """An API key, without what opens doors.
-
-    Attributes:
-        id: Names it, to revoke it: how the SHA-256 of the key begins.
-        kind: ``public`` may be seen by anybody, in a browser; ``secret`` is for servers.
-        name: What people call it; may be empty, and need not be the only one of that name.
-        created_at: When it was made, by Redis' clock.
-    """
-
-    id: str
-    kind: KeyKind
-    name: str
-    created_at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey(ApiKeyInfo):
-    """A new API key, with the key itself: ``pk_`` or ``sk_`` and 64 hex digits. Nothing can show it again.
-
-    It is not in the ``repr``.
-    """
-
-    key: str = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
 class SlotPage:
     """A page of a list: ``slots``, and how many there are in ``total`` on all pages."""
 
     slots: tuple[Slot, ...]
-    total: int
-    limit: int
-    page: int
-
-
-@dataclass(frozen=True, slots=True)
-class BookingPage:
-    """A page of a list: ``bookings``, and how many there are in ``total`` on all pages."""
-
-    bookings: tuple[Booking, ...]
     total: int
     limit: int
     page: int

@@ -12,8 +12,8 @@ from throttled import MemoryStore, Throttled
 from throttled.rate_limiter import per_duration
 
 from overbooked_lock import AsyncLockEngine
+from overbooked_lock.api_keys import ApiKeyInfo
 from overbooked_lock.http.envelopes import ApiKeyInvalid, ApiKeyMissing, SecretKeyNeeded, TooManyRequests
-from overbooked_lock.models import ApiKeyInfo
 
 Rights = Literal["any", "any, but strict", "secret"]
 """Which keys may call an endpoint: any, any unless the server is strict, a secret key."""

@@ -24,6 +24,7 @@ from ipaddress import ip_network
 from typing import Any
 
 from overbooked_lock import AsyncLockEngine, arguments
+from overbooked_lock.api_keys import ApiKeyInfo
 from overbooked_lock.errors import BookingExists, InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
 from overbooked_lock.http import inputs, openapi, page, readiness, streams
 from overbooked_lock.http.access import Keyring, RateLimit, check_rights
@@ -39,7 +40,7 @@ from overbooked_lock.http.metrics import CONTENT_TYPE as METRICS_TYPE
 from overbooked_lock.http.metrics import Metrics
 from overbooked_lock.http.request import Disconnected, Network, Receive, Request, Scope, Send
 from overbooked_lock.http.streams import Stream
-from overbooked_lock.models import ApiKeyInfo, Quota
+from overbooked_lock.models import Quota
 
 log = logging.getLogger("overbooked_lock.http")
 

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from overbooked_lock import AsyncLockEngine, arguments
+from overbooked_lock.api_keys import ApiKeyInfo
+from overbooked_lock.bookings import Booking
 from overbooked_lock.errors import BookingNotFound, InvalidArgument, SlotNotFound
 from overbooked_lock.events import Event
 from overbooked_lock.http import inputs
@@ -21,7 +23,7 @@ from overbooked_lock.http.access import Rights, check_rights
 from overbooked_lock.http.envelopes import Answer
 from overbooked_lock.http.request import Request
 from overbooked_lock.http.streams import Stream, Streams
-from overbooked_lock.models import ApiKeyInfo, Booking, LiveLock, NewSlot, Quota, Slot, UtcDate
+from overbooked_lock.models import LiveLock, NewSlot, Quota, Slot, UtcDate
 
 
 @dataclass(frozen=True, slots=True)

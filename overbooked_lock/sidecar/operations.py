@@ -14,9 +14,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from overbooked_lock import AsyncLockEngine, NewSlot, __version__, arguments
+from overbooked_lock.bookings import Booking
 from overbooked_lock.errors import InvalidArgument
 from overbooked_lock.http.envelopes import Answer
-from overbooked_lock.models import Booking, Lock, Slot, UtcDate
+from overbooked_lock.models import Lock, Slot, UtcDate
 from overbooked_lock.sidecar import requests
 
 

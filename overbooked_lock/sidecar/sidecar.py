@@ -23,13 +23,14 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from overbooked_lock import AsyncLockEngine, arguments, calls
+from overbooked_lock import AsyncLockEngine, arguments
 from overbooked_lock.calls import Call as StoreCall
-from overbooked_lock.calls import Claimed, RequestAnswer, RequestClaim
+from overbooked_lock.calls import Settings
 from overbooked_lock.errors import BookingExists, InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
 from overbooked_lock.http.envelopes import InternalError, failure
 from overbooked_lock.operations import Run
 from overbooked_lock.sidecar import requests
+from overbooked_lock.sidecar.claims import Claimed, RequestAnswer, RequestClaim, answer_request, claim_request
 from overbooked_lock.sidecar.operations import MODELS, OPS, Call, Reply
 from overbooked_lock.sidecar.requests import Address, Channels, Heard
 from overbooked_lock.subscription import Subscription
@@ -50,7 +51,7 @@ _WATCHED_PER_REQUEST = 10
 """How many requests of other sidecars are watched for each that may be under way."""
 
 
-Build = Callable[[calls.Settings, Any], StoreCall]
+Build = Callable[[Settings, Any], StoreCall[Any]]
 
 
 class Busy(OverbookedError):
@@ -191,7 +192,7 @@ class Sidecar:
             return
         answer = RequestAnswer("sidecar", "", "0", 0, address.channel, _failure(error, address.id))
         with contextlib.suppress(StoreUnavailable):  # closed
-            told = self._enqueue(calls.answer_request, answer)
+            told = self._enqueue(answer_request, answer)
             self._short_answers += 1
             told.add_done_callback(self._told)
 
@@ -249,7 +250,7 @@ class Sidecar:
             self._claims.pop(claim, None)
         try:
             answer = RequestAnswer(claim.name, claim.owner, claim.fingerprint, keep_ms, channel, text)
-            receivers = await self._run(calls.answer_request, answer)
+            receivers = await self._run(answer_request, answer)
         except StoreUnavailable:
             self.counts["untold"] += 1  # its sender sees the deadline
         else:
@@ -283,7 +284,7 @@ class Sidecar:
     async def _claim(self, claim: RequestClaim) -> Claimed:
         while True:
             asked_at = time.monotonic()
-            outcome = await self._run(calls.claim_request, claim)
+            outcome = await self._run(claim_request, claim)
             if isinstance(outcome, OverbookedError):
                 raise outcome
             claimed: Claimed = outcome
@@ -315,7 +316,7 @@ class Sidecar:
             now = asyncio.get_running_loop().time()
             old = [claim for claim, since in self._claims.items() if now - since >= _RENEW_EVERY / 2]
             with contextlib.suppress(StoreUnavailable):  # another may take over, and does the same
-                await asyncio.gather(*(self._run(calls.claim_request, claim) for claim in old))
+                await asyncio.gather(*(self._run(claim_request, claim) for claim in old))
 
     async def _run(self, build: Build, request: RequestClaim | RequestAnswer) -> Any:
         [outcome] = await self._enqueue(build, request)

@@ -27,7 +27,7 @@ import redis
 import trustme
 
 from overbooked_lock import EmbeddedServer, LockEngine, NewSlot, Slot
-from overbooked_lock.models import ApiKey
+from overbooked_lock.api_keys import ApiKey
 
 from .tools import checked, data_of, error_of, soon
 

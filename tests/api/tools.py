@@ -14,10 +14,10 @@ import httpx
 import uvicorn
 
 from overbooked_lock import AsyncLockEngine
+from overbooked_lock.api_keys import ApiKey
 from overbooked_lock.http import create_app
 from overbooked_lock.http.request import Receive, Scope, Send
 from overbooked_lock.http.server import _Protocol
-from overbooked_lock.models import ApiKey
 
 T = TypeVar("T")
 

@@ -12,10 +12,10 @@ from typing import cast
 import pytest
 import redis
 
-from overbooked_lock import ApiKey, ApiKeyInfo, InvalidArgument, LockEngine, StoreUnavailable, calls
+from overbooked_lock import ApiKey, ApiKeyInfo, InvalidArgument, LockEngine, StoreUnavailable, api_keys
+from overbooked_lock.api_keys import KeyKind
 from overbooked_lock.calls import Settings
 from overbooked_lock.keys import Keys
-from overbooked_lock.models import KeyKind
 from overbooked_lock.operations import CHUNK
 
 
@@ -57,7 +57,7 @@ def test_a_key_is_registered_once(raw: redis.Redis, lock_namespace: str) -> None
     settings = Settings(Keys(lock_namespace), 60_000, "registered")
     records = []
     for name in ("first", "second"):
-        call = calls.create_api_key(settings, [calls.KeyRequest("a" * 64, "P", name)])
+        call = api_keys.create_api_key(settings, [api_keys.KeyRequest("a" * 64, "P", name)])
         records += cast("list[str]", raw.eval(call.script.source, len(call.keys), *call.keys, *map(str, call.args)))
     assert records[0].endswith(" first")
     assert records == [records[0]] * 2 == [*raw.hvals(Keys(lock_namespace).api_keys)] * 2

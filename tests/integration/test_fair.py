@@ -31,6 +31,8 @@ from overbooked_lock import (
     StoreUnavailable,
     TooManyLocks,
     calls,
+    locks,
+    waiting,
 )
 from overbooked_lock.keys import Keys
 
@@ -117,7 +119,7 @@ class Line:
         self._settings = calls.Settings(self._keys, 86_400_000, "registered")
         self._tickets = itertools.count(1)
 
-    def run(self, build: Callable[..., calls.Call], *requests: Any) -> list[Any]:
+    def run(self, build: Callable[..., calls.Call[Any]], *requests: Any) -> list[Any]:
         call = build(self._settings, requests)
         reply = cast("list[Any]", self._raw.eval(call.script.source, len(call.keys), *call.keys, *call.args))
         encoded = [part.encode() if isinstance(part, str) else part for part in reply]
@@ -126,18 +128,18 @@ class Line:
     def join(self, slot: Slot, lock_key: str) -> str:
         """Somebody joins who is never heard of again; returns the ticket."""
         ticket = f"{next(self._tickets):016x}"
-        request = calls.LockRequest(slot.id, lock_key, "+60000", key_is_new=True, ticket=ticket)
-        [refused] = self.run(calls.lock_fair, request)
+        request = locks.LockRequest(slot.id, lock_key, "+60000", key_is_new=True, ticket=ticket)
+        [refused] = self.run(locks.lock_fair, request)
         assert isinstance(refused, SlotLocked)
         return ticket
 
     def come(self, slot: Slot, lock_key: str, ticket: str) -> Any:
         """The same one asks again."""
-        request = calls.LockRequest(slot.id, lock_key, "+60000", key_is_new=True, ticket=ticket)
-        return self.run(calls.lock_fair, request)[0]
+        request = locks.LockRequest(slot.id, lock_key, "+60000", key_is_new=True, ticket=ticket)
+        return self.run(locks.lock_fair, request)[0]
 
     def leave(self, slot: Slot, lock_key: str, ticket: str) -> bool:
-        [left] = self.run(calls.leave_queue, calls.LeaveRequest(slot.id, lock_key, ticket))
+        [left] = self.run(waiting.leave_queue, waiting.LeaveRequest(slot.id, lock_key, ticket))
         return bool(left)
 
     def count(self, slot: Slot) -> int:
@@ -203,10 +205,10 @@ def test_who_comes_in_one_call_comes_in_its_order(line: Line, lock_engine: LockE
     """An engine merges what its callers ask for at one time."""
     held = lock_engine.lock(slot.id, lock_for=MINUTE)
     requests = [
-        calls.LockRequest(slot.id, f"key {number}", "+60000", key_is_new=True, ticket=f"{number:016x}")
+        locks.LockRequest(slot.id, f"key {number}", "+60000", key_is_new=True, ticket=f"{number:016x}")
         for number in reversed(range(10))
     ]
-    line.run(calls.lock_fair, *requests)
+    line.run(locks.lock_fair, *requests)
     got = []
     lock_engine.unlock(held)
     for _ in requests:

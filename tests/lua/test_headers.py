@@ -10,77 +10,78 @@ from typing import Any
 import pytest
 import redis
 
-from overbooked_lock import calls, scripts
+from overbooked_lock import Lock, answers, api_keys, bookings, locks, scripts, slots, stream, waiting
 from overbooked_lock.calls import Call, Settings
 from overbooked_lock.keys import Keys
+from overbooked_lock.sidecar import claims
 
 SETTINGS = Settings(Keys("header"), max_lock_ms=60_000, scope="registered")
 # What builds each script's call, with a request for one slot, and the tags that its parser knows.
 VERDICTS = "past too_long not_found not_lockable disabled full corrupt taken"
-BUILDERS: dict[str, tuple[Callable[..., Call], Any, str]] = {
-    "lock": (calls.lock, calls.LockRequest("s", "k", "+1000"), f"locked yours withheld too_many {VERDICTS}"),
+BUILDERS: dict[str, tuple[Callable[..., Call[Any]], Any, str]] = {
+    "lock": (locks.lock, locks.LockRequest("s", "k", "+1000"), f"locked yours withheld too_many {VERDICTS}"),
     "lock_fair": (
-        calls.lock_fair,
-        calls.LockRequest("s", "k", "+1000", ticket="t"),
+        locks.lock_fair,
+        locks.LockRequest("s", "k", "+1000", ticket="t"),
         f"locked yours withheld too_many {VERDICTS}",
     ),
-    "leave_queue": (calls.leave_queue, calls.LeaveRequest("s", "k", "t"), "left gone"),
-    "extend": (calls.extend, calls.LockRequest("s", "k", "+1000"), f"yours gone withheld {VERDICTS}"),
-    "unlock": (calls.unlock, calls.ClaimRequest("s", "k"), "unlocked gone taken"),
-    "check": (calls.check, calls.ClaimRequest("s", "k"), "yours gone taken"),
-    "get_slots": (calls.get_slots, calls.GetRequest("s"), "found not_found corrupt"),
+    "leave_queue": (waiting.leave_queue, waiting.LeaveRequest("s", "k", "t"), "left gone"),
+    "extend": (locks.extend, locks.LockRequest("s", "k", "+1000"), f"yours gone withheld {VERDICTS}"),
+    "unlock": (locks.unlock, locks.ClaimRequest("s", "k"), "unlocked gone taken"),
+    "check": (locks.check, locks.ClaimRequest("s", "k"), "yours gone taken"),
+    "get_slots": (slots.get_slots, slots.GetRequest("s"), "found not_found corrupt"),
     "create_slots": (
-        calls.create_slots,
-        calls.CreateRequest("s", "r", "L", "A", "1", 1, 2, "a", "b", "{}"),
+        slots.create_slots,
+        slots.CreateRequest("s", "r", "L", "A", "1", 1, 2, "a", "b", "{}"),
         "created exists corrupt",
     ),
     "update_slot": (
-        calls.update_slot,
-        calls.UpdateRequest("s"),
+        slots.update_slot,
+        slots.UpdateRequest("s"),
         "updated not_found corrupt capacity_too_small start_not_before_end",
     ),
-    "delete_slots": (calls.delete_slots, calls.DeleteRequest("s"), "deleted more not_found has_bookings corrupt"),
-    "list_slots": (calls.list_slots, calls.ListRequest("", "", "", "", "", 0, 10, 0, 10), ""),
-    "list_locks": (calls.list_locks, (0, 10), ""),
-    "sweep": (calls.sweep, 10, ""),
-    "read_events": (calls.read_events, ("", 10), "kept missed"),
-    "prune_slots": (calls.prune_slots, (1, 0, 10), ""),
+    "delete_slots": (slots.delete_slots, "s", "deleted more not_found has_bookings corrupt"),
+    "list_slots": (slots.list_slots, slots.ListRequest("", "", "", "", "", 0, 10, 0, 10), ""),
+    "list_locks": (locks.list_locks, (0, 10), ""),
+    "sweep": (stream.sweep, 10, ""),
+    "read_events": (stream.read_events, ("", 10), "kept missed"),
+    "prune_slots": (slots.prune_slots, (1, 0, 10), ""),
     "book": (
-        calls.book,
-        calls.BookRequest("s", "b", "k", "", "{}"),
+        bookings.book,
+        bookings.BookRequest("s", "b", "k", "", "{}"),
         "booked exists slot_not_found disabled full taken corrupt withheld",
     ),
-    "get_bookings": (calls.get_bookings, calls.BookingRequest("b"), "found not_found corrupt"),
-    "update_booking": (calls.update_booking, calls.BookingRequest("b", ("{}",)), "updated not_found corrupt"),
-    "cancel_booking": (calls.cancel_booking, calls.BookingRequest("b"), "cancelled not_found corrupt"),
+    "get_bookings": (bookings.get_bookings, bookings.BookingRequest("b"), "found not_found corrupt"),
+    "update_booking": (bookings.update_booking, bookings.BookingRequest("b", ("{}",)), "updated not_found corrupt"),
+    "cancel_booking": (bookings.cancel_booking, bookings.BookingRequest("b"), "cancelled not_found corrupt"),
     "enable_booking": (
-        calls.enable_booking,
-        calls.BookingRequest("b", ("",)),
+        bookings.enable_booking,
+        bookings.BookingRequest("b", ("",)),
         "enabled not_found slot_not_found disabled full taken corrupt",
     ),
     "reschedule_booking": (
-        calls.reschedule_booking,
-        calls.BookingRequest("b", ("s", "")),
+        bookings.reschedule_booking,
+        bookings.BookingRequest("b", ("s", "")),
         "rescheduled not_found slot_not_found disabled full taken corrupt",
     ),
-    "delete_bookings": (calls.delete_bookings, calls.DeleteBookingRequest("b"), "deleted not_found corrupt"),
-    "list_bookings": (calls.list_bookings, calls.ListBookingsRequest("", "", "", 0, 10, 0, 10), ""),
-    "create_api_key": (calls.create_api_key, calls.KeyRequest("0" * 64, "P", "n"), ""),
-    "find_api_key": (calls.find_api_key, "0" * 64, ""),
-    "list_api_keys": (calls.list_api_keys, (0, 10), ""),
-    "keep_answer": (calls.keep_answer, calls.AnswerRequest("n", "{}", 1000), "kept earlier corrupt"),
-    "get_answer": (calls.get_answer, "n", ""),
+    "delete_bookings": (bookings.delete_bookings, "b", "deleted not_found corrupt"),
+    "list_bookings": (bookings.list_bookings, bookings.ListBookingsRequest("", "", "", 0, 10, 0, 10), ""),
+    "create_api_key": (api_keys.create_api_key, api_keys.KeyRequest("0" * 64, "P", "n"), ""),
+    "find_api_key": (api_keys.find_api_key, "0" * 64, ""),
+    "list_api_keys": (api_keys.list_api_keys, (0, 10), ""),
+    "keep_answer": (answers.keep_answer, answers.AnswerRequest("n", "{}", 1000), "kept earlier corrupt"),
+    "get_answer": (answers.get_answer, "n", ""),
     "claim_request": (
-        calls.claim_request,
-        calls.RequestClaim("n", "o", "f", 1000),
+        claims.claim_request,
+        claims.RequestClaim("n", "o", "f", 1000),
         "claimed working answered other corrupt",
     ),
     "answer_request": (
-        calls.answer_request,
-        calls.RequestAnswer("n", "o", "f", 1000, "c", "t"),
+        claims.answer_request,
+        claims.RequestAnswer("n", "o", "f", 1000, "c", "t"),
         "published earlier",
     ),
-    "revoke_api_key": (calls.revoke_api_key, calls.RevokeRequest("0" * 16), "revoked not_found"),
+    "revoke_api_key": (api_keys.revoke_api_key, "0" * 16, "revoked not_found"),
 }
 NAMES = sorted(path.stem for path in scripts.FOLDER.glob("*.lua"))
 
@@ -174,9 +175,10 @@ def test_included_parts_are_all_used() -> None:
 
 def test_durations_are_counted_from_redis_clock(raw: redis.Redis, lock_namespace: str) -> None:
     """A plus sign before the milliseconds means: from now, by the server."""
-    call = calls.lock(Settings(Keys(lock_namespace), 60_000, "any"), [calls.LockRequest("s", "k", "+1000")])
+    call = locks.lock(Settings(Keys(lock_namespace), 60_000, "any"), [locks.LockRequest("s", "k", "+1000")])
     seconds, micros = raw.time()
     reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
     [lock] = call.parse([part.encode() if isinstance(part, str) else part for part in reply], 0.0)
+    assert isinstance(lock, Lock)
     asked_at = seconds + micros / 1e6
     assert timedelta(seconds=0.9) < timedelta(seconds=lock.locked_until.timestamp() - asked_at) < timedelta(seconds=5)

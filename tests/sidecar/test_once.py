@@ -12,10 +12,10 @@ import pytest
 import pytest_asyncio
 import redis
 
-from overbooked_lock import AsyncLockEngine, EmbeddedServer, NewSlot, Slot, StoreUnavailable, calls
-from overbooked_lock.calls import RequestAnswer, RequestClaim
+from overbooked_lock import AsyncLockEngine, EmbeddedServer, NewSlot, Slot, StoreUnavailable
 from overbooked_lock.operations import Run
-from overbooked_lock.sidecar import Sidecar
+from overbooked_lock.sidecar import Sidecar, claims
+from overbooked_lock.sidecar.claims import RequestAnswer, RequestClaim
 from overbooked_lock.sidecar.operations import MODELS
 from overbooked_lock.sidecar.requests import read
 
@@ -57,7 +57,7 @@ async def claim(engine: AsyncLockEngine, client: Client, request: dict[str, Any]
     """Claims a request in the name of a sidecar that dies of it."""
     heard = read(json.dumps(request).encode(), client.channels, MODELS)
     mine = RequestClaim(f"sidecar:{heard.key}", "dead", heard.fingerprint, lease.get("lease_ms", 1000))
-    assert (await run(engine, calls.claim_request, mine)).state == "claimed"
+    assert (await run(engine, claims.claim_request, mine)).state == "claimed"
     return mine
 
 
@@ -184,10 +184,10 @@ async def test_of_two_answers_the_first_is_everybodys(
     def answer(number: int, channel: str, keep_ms: int = 1000) -> RequestAnswer:
         return RequestAnswer(late.name, "o", late.fingerprint, keep_ms, channel, f'{{"id":"x","n":{number}}}')
 
-    assert await run(async_lock_engine, calls.answer_request, answer(1, here)) == 1
-    assert await run(async_lock_engine, calls.answer_request, answer(2, here)) is None
-    assert await run(async_lock_engine, calls.answer_request, answer(3, there)) is None
-    assert await run(async_lock_engine, calls.answer_request, answer(4, here, keep_ms=0)) == 1
+    assert await run(async_lock_engine, claims.answer_request, answer(1, here)) == 1
+    assert await run(async_lock_engine, claims.answer_request, answer(2, here)) is None
+    assert await run(async_lock_engine, claims.answer_request, answer(3, there)) is None
+    assert await run(async_lock_engine, claims.answer_request, answer(4, here, keep_ms=0)) == 1
     await client.reply("x", 2)
     assert [reply["n"] for reply in client.replies["x"]] == [1, 1, 4]
 
@@ -265,10 +265,10 @@ async def test_a_claim_that_was_long_on_its_way(
 
     async def late(build: Any, step: Any) -> Any:
         outcome = await run(build, step)
-        if build is calls.claim_request and not asked:
+        if build is claims.claim_request and not asked:
             asked.append(step)
             done = RequestAnswer(step.name, "another", step.fingerprint, 60_000, "x", json.dumps({"id": request["id"]}))
-            await run(calls.answer_request, done)
+            await run(claims.answer_request, done)
             monkeypatch.setattr("overbooked_lock.sidecar.sidecar.LEASE", 0)
             asyncio.get_running_loop().call_soon(monkeypatch.setattr, "overbooked_lock.sidecar.sidecar.LEASE", 1.0)
         return outcome

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from overbooked_lock import NewSlot
 from overbooked_lock.bench.targets.base import Target, all_pages, chunks, in_turns, new_slot, recount_of
 from overbooked_lock.bench.verdicts import Recount
+from overbooked_lock.bookings import Booking
 from overbooked_lock.errors import OverbookedError, StoreUnavailable
-from overbooked_lock.models import Booking, Slot
+from overbooked_lock.models import Slot
 
 if TYPE_CHECKING:
     from overbooked_lock.client import AsyncOverbooked, Result
