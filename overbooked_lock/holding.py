@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from overbooked_lock import arguments
 from overbooked_lock.bookings import Booking
@@ -39,9 +39,11 @@ class _Holding(Generic[Event]):
     """
 
     lost: Event
+    _new_event: ClassVar[Any]
 
     def __init__(
         self,
+        engine: Any,
         slot_id: str,
         lock_for: timedelta,
         lock_key: str | None,
@@ -56,12 +58,12 @@ class _Holding(Generic[Event]):
         ):
             raise InvalidArgument("max_lifetime", "must be at least lock_for")
         self.slot_id = slot_id
+        self.lost = self._new_event()
+        self._engine = engine
         self._lock_for = lock_for
-        self._lock_key = lock_key
-        self._wait = wait
+        self._asked: dict[str, Any] = {"lock_key": lock_key, "lock_for": lock_for, "wait": wait, "fair": fair}
         self._renew = arguments.flag(renew, "renew")
         self._max_lifetime = max_lifetime
-        self._fair = fair
         self._interval = lock_for.total_seconds() / _RENEWALS_PER_LOCK
         self._lock: Lock | None = None
         self._limit: datetime | None = None
@@ -143,26 +145,13 @@ class Hold(_Holding[threading.Event]):
     :class:`~overbooked_lock.errors.LockLost`: what the body did may have met another holder's work.
     """
 
-    def __init__(
-        self,
-        engine: LockEngine,
-        slot_id: str,
-        lock_for: timedelta,
-        lock_key: str | None,
-        wait: timedelta | None,
-        renew: bool,
-        max_lifetime: timedelta | None,
-        fair: bool,
-    ) -> None:
-        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
-        self.lost = threading.Event()
-        self._engine = engine
-        self._over = threading.Event()
-        self._renewer = threading.Thread(target=self._keep, name=f"overbooked-lock hold {slot_id}", daemon=True)
+    _engine: LockEngine
+    _new_event = threading.Event
 
     def __enter__(self) -> Self:
-        asked: dict[str, Any] = {"lock_key": self._lock_key, "lock_for": self._lock_for, "wait": self._wait}
-        self._start(self._engine.lock(self.slot_id, **asked, fair=self._fair))
+        self._start(self._engine.lock(self.slot_id, **self._asked))
+        self._over = threading.Event()
+        self._renewer = threading.Thread(target=self._keep, name=f"overbooked-lock hold {self.slot_id}", daemon=True)
         self._renewer.start()
         return self
 
@@ -210,32 +199,19 @@ class Hold(_Holding[threading.Event]):
 class AsyncHold(_Holding[asyncio.Event]):
     """A hold for an ``async with``, renewed by a task of its own. See :class:`Hold`."""
 
-    def __init__(
-        self,
-        engine: AsyncLockEngine,
-        slot_id: str,
-        lock_for: timedelta,
-        lock_key: str | None,
-        wait: timedelta | None,
-        renew: bool,
-        max_lifetime: timedelta | None,
-        fair: bool,
-    ) -> None:
-        super().__init__(slot_id, lock_for, lock_key, wait, renew, max_lifetime, fair)
-        self.lost = asyncio.Event()
-        self._engine = engine
-        self._renewer: asyncio.Task[None] | None = None
+    _engine: AsyncLockEngine
+    _new_event = asyncio.Event
 
     async def __aenter__(self) -> Self:
-        asked: dict[str, Any] = {"lock_key": self._lock_key, "lock_for": self._lock_for, "wait": self._wait}
-        self._start(await self._engine.lock(self.slot_id, **asked, fair=self._fair))
-        self._renewer = asyncio.create_task(self._keep(), name=f"overbooked-lock hold {self.slot_id}")
+        self._start(await self._engine.lock(self.slot_id, **self._asked))
+        self._renewer: asyncio.Task[None] = asyncio.create_task(
+            self._keep(), name=f"overbooked-lock hold {self.slot_id}"
+        )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._renewer is not None  # noqa: S101 - for the type: the body was entered
         if self._booked:
             self._renewer.cancel()
             await asyncio.wait([self._renewer])
@@ -246,7 +222,6 @@ class AsyncHold(_Holding[asyncio.Event]):
         self._end(released=released, body_failed=error is not None)
 
     async def _unlock(self) -> bool:
-        assert self._renewer is not None  # noqa: S101 - for the type: the body was entered
         self._renewer.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._renewer
