@@ -24,7 +24,7 @@ for i = 1, count do
   if mine and mine.key == lock_key then
     leave_line(ids[i], lock_name(i), ticket)
     if key_of(i) == lock_key and mine.token == token_of(i) then
-      tell('unlocked', ids[i], record_of(i), 0, mine.token)
+      tell('unlocked', ids[i], record_of(i), nil, string.format('%d', mine.token))
       removed[#removed + 1], names_removed[#names_removed + 1] = ids[i], lock_name(i)
       pass(i, hand_over(ids[i], lock_name(i), record_of(i)))
     end

@@ -4,45 +4,47 @@
 -- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: mode, then per slot: slot_id, lock_key, fencing_token
 --   mode is "owner" or "force"; an empty fencing_token stands for any
--- Reply: now_us, then per slot: tag, record, locked_until_ms, available
+-- Reply: per slot: tag, record, locked_until_ms, available
 -- Tags: unlocked, gone, taken
 local FIRST_KEY, HEAD, STRIDE = 4, 1, 3
--- include: clock
 -- include: slots
 -- include: state
 -- include: events
 -- include: availability
--- include: claim
 -- include: sign
 local force = ARGV[1] == 'force'
 
 -- Mostly each lock is its caller's, and nobody waits. Then nothing of `more` is needed; to make its functions would cost
--- such a call as much as all else it does.
+-- such a call as much as all else it does. A fencing token comes without a plus sign: nobody waits where it is the same.
 local plain = true
 for i = 1, count do
   local at, had = HEAD + (i - 1) * STRIDE, tokens[i + 1]
-  plain = plain and first[i] == i and values[2 * i - 1] == ARGV[at + 2]
-    and (ARGV[at + 3] == '' or ARGV[at + 3] == had) and not is_waited_for(had)
+  local lock_key, token = ARGV[at + 2], ARGV[at + 3]
+  if values[2 * i - 1] ~= lock_key or first[i] ~= i or token ~= had and (token ~= '' or is_waited_for(had)) then
+    plain = false
+    break
+  end
 end
 local more
 if not plain then
+  -- include: clock
+  -- include: claim
   -- include: locks
   -- include: queue
   -- include: turns
   -- include: due
-  more = {hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
+  more = {claim = claim, hand_over = hand_over, pass = pass, lock_in_the_way = lock_in_the_way, write_lines = write_lines}
 end
 
 local names_removed, removed, removed_count, unregistered = room_for(count), room_for(count), 0, {}
-local reply = room_for(1 + 4 * count)
-reply[1] = now_us
+local reply = room_for(4 * count)
 for i = 1, count do
-  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
+  local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 4
   local lock_key, key, record, had = ARGV[argument_at + 2], values[2 * at - 1], values[2 * at], tokens[at + 1]
-  local tag, until_ms = claim(key, had, lock_key, ARGV[argument_at + 3]), 0
+  local tag, until_ms = more and more.claim(key, had, lock_key, ARGV[argument_at + 3]) or 'yours', 0
   if tag == 'yours' or force and key then
     tag, key = 'unlocked', nil
-    tell('unlocked', ids[i], record, nil, is_waited_for(had) and tonumber(had) or had)
+    tell('unlocked', ids[i], record, nil, more and is_waited_for(had) and string.format('%d', had) or had)
     removed_count = removed_count + 1
     names_removed[removed_count], removed[removed_count] = names[2 * i - 1], ids[i]
     if not record then

@@ -307,7 +307,7 @@ def unlock(settings: Settings, requests: Sequence[ClaimRequest], mode: str = "ow
     def parse(reply: Reply, _: float) -> list[Unlocked | OverbookedError]:
         return [
             _unlocked(request.slot_id, tag, record, until_ms, available)
-            for request, (tag, record, until_ms, available) in zip(requests, rows(reply), strict=True)
+            for request, (tag, record, until_ms, available) in zip(requests, rows(reply, head=0), strict=True)
         ]
 
     return Call(scripts.UNLOCK, keys, args, parse, _own_unlock)

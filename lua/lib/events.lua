@@ -1,20 +1,19 @@
 -- Tells what happened in the same step: one entry of the stream and one message on the channel of the same name,
 -- whatever the number of slots. Their text has a line for each event: kind, slot_id, resource_id, locked_until in ms
 -- and fencing token, with tabs between; no id has control characters. What is told first happened first.
+-- The numbers come as text, so that none is written twice: that takes long.
 -- A slot that is handed to the first in line has its ticket, too, so that nobody else wakes.
 -- Each slot has two of KEYS: with as many places to begin with it need not grow while an event of each is told.
 local told, told_count = {unpack(KEYS)}, 0
 local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
-  local resource_id = record and string.match(record, '^[^\n]*\n[^\n]*\n[^\n]*\n([^\n]*)') or ''
-  -- Where many slots are told of, their numbers come as text: to write one takes long.
-  if type(until_ms) == 'number' then
-    until_ms = string.format('%d', until_ms)
-  end
-  if type(token) == 'number' then
-    token = string.format('%d', token)
-  end
+  -- The fourth line of a record (see record). To look for the ends of lines takes half as long as to match them.
+  local before = record and string.find(record, '\n', 1, true)
+  before = before and string.find(record, '\n', before + 1, true)
+  before = before and string.find(record, '\n', before + 1, true)
+  local after = before and string.find(record, '\n', before + 1, true)
+  local resource_id = after and string.sub(record, before + 1, after - 1) or ''
   local line = kind .. '\t' .. id .. '\t' .. resource_id .. '\t' .. (until_ms or '0') .. '\t' .. (token or '0')
   told_count = told_count + 1
   told[told_count] = ticket and line .. '\t' .. ticket or line

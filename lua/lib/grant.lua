@@ -10,9 +10,15 @@ local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORE
 -- functions would cost such a call as much as all else it does.
 local plain, seen = #ended == 0 and MAKES and not FAIR, 0
 for i = 1, count do
-  local key, record = values[2 * i - 1], values[2 * i]
-  plain = plain and not key and not tokens[i + 1] and first[i] == i and ARGV[HEAD + (i - 1) * STRIDE + 4] == ''
-  seen = seen + (key and 1 or 0) + (record and 1 or 0)
+  if values[2 * i - 1] then
+    plain, seen = false, seen + 1
+  end
+  if values[2 * i] then
+    seen = seen + 1
+  end
+  if tokens[i + 1] or first[i] ~= i or ARGV[HEAD + (i - 1) * STRIDE + 4] ~= '' then
+    plain = false
+  end
 end
 local more
 if not plain then
@@ -113,11 +119,13 @@ for i = 1, count do
     local fencing_token = key and tonumber(had)
     if not fencing_token then
       -- Above the clock too: a store that lost its data must not hand out old tokens again.
-      last_token = math.max(last_token + 1, now_us)
+      last_token = last_token < now_us and now_us or last_token + 1
       fencing_token = last_token
     end
     local before_ms = tag == 'yours' and more.end_of(i)
-    until_ms = math.max(before_ms or 0, until_ms)
+    if before_ms and before_ms > until_ms then
+      until_ms = before_ms
+    end
     local until_text = until_ms == date_ms and date_text or string.format('%d', until_ms)
     local token_text = string.format('%d', fencing_token)
     if until_ms ~= before_ms then

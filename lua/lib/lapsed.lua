@@ -33,7 +33,7 @@ local function lapsed_locks(found)
     gone[#gone + 1] = lock.id
     if not lapsed[lock.id] then
       told_of = told_of + 1
-      tell('expired', lock.id, records[i], lock.until_ms, tonumber(lock.token))
+      tell('expired', lock.id, records[i], string.format('%d', lock.until_ms), string.format('%d', lock.token))
       if is_waited_for(lock.token) then
         hand_over(lock.id, lock_name_of(lock.id), records[i], tonumber(lock.token))
       end

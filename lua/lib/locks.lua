@@ -55,6 +55,6 @@ end
 local function lapse(i)
   if token_of(i) and not key_of(i) and not lapsed[ids[i]] then
     lapsed[ids[i]] = true
-    tell('expired', ids[i], record_of(i), ends[first[i]], token_of(i))
+    tell('expired', ids[i], record_of(i), string.format('%d', ends[first[i]]), string.format('%d', token_of(i)))
   end
 end

@@ -32,7 +32,7 @@ local function remove(id, record)
   end
   local token, until_ms = string.match(redis.call('HGET', KEYS[1], id) or '', HELD)
   if token and redis.call('EXISTS', lock_name_of(id)) == 0 then
-    tell('expired', id, write_record(record), tonumber(until_ms), tonumber(token))
+    tell('expired', id, write_record(record), until_ms, string.format('%d', token))
   end
   tell('slot_deleted', id, write_record(record))
   local line = line_of(id, lock_name_of(id))

@@ -7,12 +7,10 @@ local values = #names > 0 and redis.call('MGET', unpack(names)) or {}
 -- The field without a name is the last token that was given out.
 local tokens = redis.call('HMGET', locks, '', unpack(ids))
 local last_token = tonumber(tokens[1]) or 0
-local ends = {unpack(ids)}
+local ends = {unpack(tokens, 2)}
 for i = 1, #ids do
-  local token, until_ms = tokens[i + 1], nil
-  if token then
-    token, until_ms = string.match(token, HELD)
+  if tokens[i + 1] then
+    tokens[i + 1], ends[i] = string.match(tokens[i + 1], HELD)
   end
-  tokens[i + 1], ends[i] = token, until_ms
 end
 local lapsed = {}  -- the slots whose lock ended by its date, and that were told of it here

@@ -22,7 +22,7 @@ local function hand_over(id, lock_name, record, ended)
     last_token = math.max((last_token or tonumber(redis.call('HGET', locks, '')) or 0) + 1, now_us)
     turn.token, turn.name = last_token, lock_name
     turns[id] = turn
-    tell('locked', id, record, turn.until_ms, turn.token, turn.ticket)
+    tell('locked', id, record, string.format('%d', turn.until_ms), string.format('%d', turn.token), turn.ticket)
   end
   return turn
 end
