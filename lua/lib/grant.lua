@@ -46,7 +46,7 @@ local reply, refused, quotas = room_for(1 + 4 * count), false, nil
 reply[1] = now_us
 local granted, granted_count, prolonged, joining = room_for(count), 0, {}, {}
 local fields, dates, written = room_for(2 + 2 * count), room_for(2 * count), 0
-local date_given, date_ms, date_text
+local date_given, date_ms, date_text, dates_given = nil, nil, nil, 0
 for i = 1, count do
   local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
   local id, lock_key, given = ids[i], ARGV[argument_at + 2], ARGV[argument_at + 3]
@@ -59,7 +59,7 @@ for i = 1, count do
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now. Mostly it is that of the slot before.
   if given ~= date_given then
-    date_given, date_ms = given, tonumber(given)
+    date_given, date_ms, dates_given = given, tonumber(given), dates_given + 1
     if string.byte(given) == 43 then
       date_ms = now_ms + date_ms
     end
@@ -179,10 +179,30 @@ if written > 0 then
     more.forget(gone, early)
   end
 
+  -- Where many are locked until one date, a single command for all takes half as long. Not every server has it (Valkey 9.1,
+  -- Redis 8.4) nor may every user call it: that is asked before, for an error here would leave all this half done.
+  local set_at_once = false
+  if granted_count > 2 and dates_given == 1 then
+    local known, allowed = pcall(redis.acl_check_cmd, 'MSETEX', '1', names[1], '')
+    if known and allowed then
+      local words, at = room_for(2 * granted_count + 4), 1
+      words[1] = granted_count
+      for n = 1, granted_count do
+        local i = granted[n]
+        words[at + 1], words[at + 2] = names[2 * i - 1], values[2 * first[i] - 1]
+        at = at + 2
+      end
+      words[at + 1], words[at + 2], words[at + 3] = 'NX', 'PXAT', date_text
+      -- It sets all or none: none if one of them stands already, as that of a slot given to the first in line does.
+      set_at_once = redis.call('MSETEX', unpack(words)) == 1
+    end
+  end
   -- redis.call writes a number in full; only tostring and .. would round a token.
-  for n = 1, granted_count do
-    local i = granted[n]
-    redis.call('SET', names[2 * i - 1], values[2 * first[i] - 1], 'NX', 'PXAT', ends[first[i]])
+  if not set_at_once then
+    for n = 1, granted_count do
+      local i = granted[n]
+      redis.call('SET', names[2 * i - 1], values[2 * first[i] - 1], 'NX', 'PXAT', ends[first[i]])
+    end
   end
   for _, i in ipairs(prolonged) do
     redis.call('PEXPIREAT', names[2 * i - 1], ends[first[i]])

@@ -14,7 +14,9 @@ COMMANDS = (
     "mget", "pexpireat", "pttl", "publish", "set", "subscribe", "time", "type", "unsubscribe", "xadd", "xlen",
     "zadd", "zcard", "zcount", "zlexcount", "zrange", "zrangebylex", "zrangebyscore", "zrem",
 )  # fmt: skip
-"""What a sidecar sends, and what its scripts call: those of API keys and of lists for operators are not among them."""
+"""What a sidecar sends, and what its scripts call: those of API keys and of lists for operators are not among them.
+
+Neither is ``msetex``, which ``lock`` does without where it may not: servers that don't have it refuse such a rule."""
 
 
 def sidecar_rules(name: str, namespace: str = "") -> list[str]:

@@ -217,6 +217,23 @@ def test_who_comes_in_one_call_comes_in_its_order(line: Line, lock_engine: LockE
     assert got == [request.ticket for request in requests]
 
 
+def test_a_slot_that_is_given_and_free_ones_in_one_call(
+    lock_engine: LockEngine, slot: Slot, new_slot: Make, line: Line, raw: redis.Redis, lock_namespace: str
+) -> None:
+    """What stands already and what is new are locked side by side, each until the date."""
+    held = lock_engine.lock(slot.id, lock_for=MINUTE)
+    ticket = line.join(slot, "mine")
+    lock_engine.unlock(held)
+    ids = [slot.id, *(free.id for free in lock_engine.create_slots(new_slot() for _ in range(4)))]
+    requests = [locks.LockRequest(slot_id, "mine", "+60000", ticket=ticket) for slot_id in ids]
+    mine = line.run(locks.lock_fair, *requests)
+    assert [type(lock) for lock in mine] == [Lock] * 5
+    assert [lock_engine.check(lock) for lock in mine] == mine
+    names = [Keys(lock_namespace).lock(slot_id) for slot_id in ids]
+    assert raw.mget(names) == ["mine"] * 5
+    assert all(55_000 < raw.pttl(name) <= 60_000 for name in names)
+
+
 def test_a_lock_that_was_waited_for_looks_newly_made(
     caller: Caller, lock_engine: LockEngine, slot: Slot, line: Line, redis_now: Callable[[], datetime]
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -9,7 +10,18 @@ from datetime import timedelta
 import pytest
 import redis
 
-from overbooked_lock import LockEngine, NewSlot, SlotLocked, SlotNotFound, SlotNotLockable, StoreCorrupt
+from overbooked_lock import (
+    EmbeddedServer,
+    LockEngine,
+    NewSlot,
+    SlotLocked,
+    SlotNotFound,
+    SlotNotLockable,
+    StoreCorrupt,
+    locks,
+)
+from overbooked_lock.calls import Settings
+from overbooked_lock.keys import Keys
 
 MINUTE = timedelta(minutes=1)
 
@@ -28,6 +40,45 @@ def test_all_are_locked_with_one_key_and_one_date(engine: LockEngine, ids: list[
     assert len({lock.locked_until for lock in locks}) == 1
     assert len({lock.fencing_token for lock in locks}) == 5
     assert [lock.slot.id for lock in locks if lock.slot] == ids
+
+
+@pytest.mark.parametrize("right", ["+@all", "-msetex"])
+def test_many_are_set_with_one_command_by_who_may(
+    lock_server: EmbeddedServer, lock_namespace: str, ids: list[str], raw: redis.Redis, right: str
+) -> None:
+    """Where the server has that command. Without the right to it the same is done one by one, and nothing is denied."""
+    if "msetex" not in raw.command():
+        pytest.skip("MSETEX came with Valkey 9.1 and Redis 8.4")
+    raw.acl_setuser("setter", enabled=True, passwords=["+pw"], keys=["*"], channels=["*"], commands=["+@all", right])
+    try:
+        raw.config_resetstat()
+        raw.acl_log_reset()
+        client = redis.Redis.from_url(lock_server.url, username="setter", password="pw")
+        with LockEngine(client, namespace=lock_namespace) as engine:
+            locks = engine.lock_many(ids, lock_for=MINUTE)
+            called = raw.info("commandstats")
+            assert [engine.check(lock) for lock in locks] == locks
+        sets = [called.get(f"cmdstat_{command}", {}).get("calls", 0) for command in ("msetex", "set")]
+        assert sets == ([1, 0] if right == "+@all" else [0, 5])
+        assert raw.acl_log() == []
+    finally:
+        raw.acl_deluser("setter")
+    keys = Keys(lock_namespace)
+    assert raw.mget(map(keys.lock, ids)) == [lock.lock_key for lock in locks]
+    assert all(55_000 < raw.pttl(keys.lock(slot_id)) <= 60_000 for slot_id in ids)
+
+
+def test_callers_with_dates_of_their_own_in_one_call(
+    lock_engine: LockEngine, ids: list[str], raw: redis.Redis, lock_namespace: str
+) -> None:
+    """An engine merges what its callers ask for at one time."""
+    keys = Keys(lock_namespace)
+    call = locks.lock(
+        Settings(keys, 86_400_000, "registered"),
+        [locks.LockRequest(slot_id, "mine", f"+{minute * 60_000}") for minute, slot_id in enumerate(ids, 1)],
+    )
+    raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
+    assert [math.ceil(raw.pttl(keys.lock(slot_id)) / 60_000) for slot_id in ids] == [1, 2, 3, 4, 5]
 
 
 def test_one_in_the_way_and_nothing_is_locked(engine: LockEngine, ids: list[str]) -> None:

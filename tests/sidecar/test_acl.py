@@ -34,6 +34,7 @@ def test_no_command_too_many() -> None:
     """What the scripts call that a sidecar runs, and what it sends itself."""
     called = {word for script in SCRIPTS for word in re.findall(r"redis\.p?call\('([A-Z]+)'", script.source)}
     assert "count_command" in scripts.LIST_SLOTS.source  # ZCOUNT is not called by its name
+    called.remove("MSETEX")  # where the user may; older servers take no rule for it
     own = {"EVAL", "EVALSHA", "INFO", "SUBSCRIBE", "UNSUBSCRIBE", "ZCOUNT"}
     assert {command.upper() for command in COMMANDS} == called | own
 
