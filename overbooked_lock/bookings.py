@@ -21,7 +21,7 @@ from overbooked_lock.errors import (
     SlotNotFound,
     StoreCorrupt,
 )
-from overbooked_lock.locks import ClaimRequest, claim_of, locked_by_another
+from overbooked_lock.locks import Claim, ClaimRequest, claim_of, locked_by_another
 from overbooked_lock.models import JSON_BOOLEAN, Lock, UtcDate
 from overbooked_lock.operations import CHUNK, Operations, Run
 
@@ -111,7 +111,7 @@ class Bookings(Operations):
             StoreCorrupt, StoreUnavailable: As everywhere.
         """
         request = _book_request(slot, lock_key, fencing_token, metadata, booking_id)
-        [booking] = await self._attempt(Run(book, [request], undoing=_delete_all if booking_id is None else None))
+        [booking] = await self._attempt(Run(book, [request]), _delete_all if booking_id is None else None)
         return booking
 
     async def book_many(
@@ -134,8 +134,7 @@ class Bookings(Operations):
             for slot, booking_id in zip(places, arguments.booking_ids(booking_ids, len(places)), strict=True)
         ]
         arguments.slot_ids([request.slot_id for request in requests])
-        undoing = _delete_all if booking_ids is None else None
-        return await self._attempt(Run(book_many, requests, alone=True, undoing=undoing))
+        return await self._attempt(Run(book_many, requests, alone=True), _delete_all if booking_ids is None else None)
 
     async def get_booking(self, booking_id: str) -> Booking:
         """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
@@ -218,6 +217,7 @@ def _book_request(
     metadata: Mapping[str, Any] | None,
     booking_id: str | None,
 ) -> BookRequest:
+    claim: Claim
     if isinstance(slot, Lock) or lock_key is not None or fencing_token is not None:
         claim = claim_of(slot, lock_key, fencing_token)
     else:
@@ -243,7 +243,7 @@ class BookRequest(NamedTuple):
     slot_id: str
     booking_id: str
     lock_key: str
-    fencing_token: str
+    fencing_token: str | int
     metadata: str
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 from overbooked_lock import arguments, scripts
 from overbooked_lock.arguments import from_milliseconds
-from overbooked_lock.calls import Call, Reply, Settings, fields, rows, slots_of
+from overbooked_lock.calls import Call, Reply, Settings, rows, slots_of
 from overbooked_lock.errors import (
     InvalidArgument,
     LockKeyInvalid,
@@ -78,8 +78,8 @@ class Locks(Waiting):
             if wait is None:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
             request = request._replace(ticket=secrets.token_hex(8))
-        run = Run(lock_fair if fair else lock, [request], undoing=_unlock_all if lock_key is None else None)
-        [locked] = await (self._attempt(run) if wait is None else self._wait_for(run, wait))
+        run, undoing = Run(lock_fair if fair else lock, [request]), _unlock_all if lock_key is None else None
+        [locked] = await (self._attempt(run, undoing) if wait is None else self._wait_for(run, undoing, wait))
         return locked
 
     async def lock_many(
@@ -105,8 +105,8 @@ class Locks(Waiting):
             LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
             for slot_id in arguments.slot_ids(slot_ids)
         ]
-        run = Run(lock_many, requests, alone=True, undoing=_unlock_all if lock_key is None else None)
-        return await (self._attempt(run) if wait is None else self._wait_for(run, wait))
+        run, undoing = Run(lock_many, requests, alone=True), _unlock_all if lock_key is None else None
+        return await (self._attempt(run, undoing) if wait is None else self._wait_for(run, undoing, wait))
 
     async def unlock(
         self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None
@@ -177,7 +177,7 @@ class Locks(Waiting):
         return await self._all(extend_many, requests, alone=True)
 
     def _extend_requests(
-        self, claims: Sequence[ClaimRequest], lock_until: datetime | None, lock_for: timedelta | None
+        self, claims: Sequence[Claim], lock_until: datetime | None, lock_for: timedelta | None
     ) -> list[LockRequest]:
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         return [LockRequest(claim.slot_id, claim.lock_key, until, claim.fencing_token) for claim in claims]
@@ -212,17 +212,17 @@ def _quota(quota: Quota | None) -> Quota | None:
     raise InvalidArgument("quota", "must be a Quota, or None")
 
 
-def claim_of(lock: Lock | str, lock_key: str | None, fencing_token: int | None = None) -> ClaimRequest:
+def claim_of(lock: Lock | str, lock_key: str | None, fencing_token: int | None = None) -> Claim:
     if isinstance(lock, Lock):
         if lock_key is not None or fencing_token is not None:
             raise InvalidArgument("lock", "carries its lock_key and fencing_token: they can't be given beside it")
-        return ClaimRequest(lock.slot_id, lock.lock_key, str(lock.fencing_token))
+        return lock
     if lock_key is None:
         raise InvalidArgument("lock_key", "must be given with a slot_id (a Lock carries its own)")
     return ClaimRequest(arguments.slot_id(lock), arguments.lock_key(lock_key), arguments.fencing_token(fencing_token))
 
 
-def _claims_of(locks: Iterable[Lock | str], lock_key: str | None) -> list[ClaimRequest]:
+def _claims_of(locks: Iterable[Lock | str], lock_key: str | None) -> list[Claim]:
     claims = [claim_of(lock, None if isinstance(lock, Lock) else lock_key) for lock in arguments.many(locks, "locks")]
     arguments.slot_ids([claim.slot_id for claim in claims])
     return claims
@@ -234,7 +234,7 @@ class LockRequest(NamedTuple):
     slot_id: str
     lock_key: str
     until: str
-    fencing_token: str = ""
+    fencing_token: str | int = ""
     key_is_new: bool = False
     """The engine made the key for this very request: nobody can have held the slot with it before."""
     quota: Quota | None = None
@@ -243,11 +243,15 @@ class LockRequest(NamedTuple):
 
 
 class ClaimRequest(NamedTuple):
-    """A lock as its holder names it, to unlock or check it."""
+    """A lock as one names it who has no :class:`Lock` of it; an empty fencing token stands for any."""
 
     slot_id: str
     lock_key: str
     fencing_token: str = ""
+
+
+Claim = Lock | ClaimRequest
+"""A lock as its holder names it, to unlock, extend or check it: both say which slot, key and fencing token."""
 
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each", *, fair: bool = False) -> Call[Lock]:
@@ -288,34 +292,42 @@ def extend_many(settings: Settings, requests: Sequence[LockRequest]) -> Call[Loc
     return extend(settings, requests, "all")
 
 
-def check(settings: Settings, requests: Sequence[ClaimRequest]) -> Call[Lock | None]:
-    keys = settings.keys.of_locks(slots_of(requests))
+def check(settings: Settings, claims: Sequence[Claim]) -> Call[Lock | None]:
+    keys = settings.keys.of_locks(slots_of(claims))
 
     def parse(reply: Reply, sent_at: float) -> list[Lock | None]:
         return [
-            _lock(slot_id, lock_key, True, record, until_ms, token, reply[0], sent_at) if tag == b"yours" else None
-            for (slot_id, lock_key, _), (tag, record, until_ms, token) in zip(requests, rows(reply), strict=True)
+            _lock(claim.slot_id, claim.lock_key, True, record, until_ms, token, reply[0], sent_at)
+            if tag == b"yours"
+            else None
+            for claim, (tag, record, until_ms, token) in zip(claims, rows(reply), strict=True)
         ]
 
-    return Call(scripts.CHECK, keys, fields(requests), parse)
+    return Call(scripts.CHECK, keys, _claim_fields(claims), parse)
 
 
-def unlock(settings: Settings, requests: Sequence[ClaimRequest], mode: str = "owner") -> Call[Unlocked]:
-    args = [mode, *fields(requests)]
-    keys = settings.keys.of_locks(slots_of(requests))
+def unlock(settings: Settings, claims: Sequence[Claim], mode: str = "owner") -> Call[Unlocked]:
+    keys = settings.keys.of_locks(slots_of(claims))
 
     def parse(reply: Reply, _: float) -> list[Unlocked | OverbookedError]:
         return [
-            _unlocked(request.slot_id, tag, record, until_ms, available)
-            for request, (tag, record, until_ms, available) in zip(requests, rows(reply, head=0), strict=True)
+            _unlocked(claim.slot_id, tag, record, until_ms, available)
+            for claim, (tag, record, until_ms, available) in zip(claims, rows(reply, head=0), strict=True)
         ]
 
-    return Call(scripts.UNLOCK, keys, args, parse, _own_unlock)
+    return Call(scripts.UNLOCK, keys, [mode, *_claim_fields(claims)], parse, _own_unlock)
 
 
-def force_unlock(settings: Settings, requests: Sequence[ClaimRequest]) -> Call[Unlocked]:
+def force_unlock(settings: Settings, claims: Sequence[Claim]) -> Call[Unlocked]:
     """Whoever holds the slot."""
-    return unlock(settings, requests, "force")
+    return unlock(settings, claims, "force")
+
+
+def _claim_fields(claims: Sequence[Claim]) -> list[str | int]:
+    words: list[str | int] = []
+    for claim in claims:
+        words += (claim.slot_id, claim.lock_key, claim.fencing_token)
+    return words
 
 
 def list_locks(settings: Settings, requests: Sequence[tuple[int, int]]) -> Call[tuple[list[LiveLock], int]]:
@@ -420,9 +432,9 @@ def _unlocked(
     return LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen)
 
 
-def _own_unlock(request: ClaimRequest, outcome: Unlocked | OverbookedError) -> Unlocked | OverbookedError:
+def _own_unlock(claim: Claim, outcome: Unlocked | OverbookedError) -> Unlocked | OverbookedError:
     """What is gone after an unlock that may have been carried out was ended by it."""
-    if not request.fencing_token:
+    if not claim.fencing_token:
         return outcome  # the key may never have held the slot
     if isinstance(outcome, LockKeyInvalid) and outcome.after is not None:
         # With the unlock whose reply was lost the slot went to the next, who may have waited in line for it.

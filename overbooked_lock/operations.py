@@ -30,16 +30,17 @@ class Run(Generic[T]):
     """Call a script: gives one outcome for each request.
 
     Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
-    seconds where the engine's own would be too late; who awaits need not give it, and can stop waiting. ``undoing``
-    says how to end what came of these requests if nobody else can: see :meth:`Operations._attempt`.
+    seconds where the engine's own would be too late; who awaits need not give it, and can stop waiting.
     """
 
     build: Callable[[Settings, Any], Call[T]]
     requests: Sequence[Any]
     alone: bool = False
     within: float | None = None
-    undoing: Callable[[Any], Run[Any]] | None = None
 
+
+Undoing = Callable[[Any], Run[Any]]
+"""Makes of requests the run that ends what came of them."""
 
 Operation = Coroutine[Any, Any, T]
 
@@ -100,11 +101,11 @@ class Operations:
         outcomes = await self._run(Run(build, requests, alone))
         return all_of(outcomes)
 
-    async def _attempt(self, run: Run[T]) -> list[T]:
+    async def _attempt(self, run: Run[T], undoing: Undoing | None = None) -> list[T]:
         """The outcomes of a run. Slots that it lacks are asked of the host.
 
-        If it stays unknown what came of it, or its caller no longer waits, it is undone in the background, where
-        nobody could end it later: nobody else knows a key or an id that was made for this very call.
+        With ``undoing`` it is undone in the background if it stays unknown what came of it, or its caller no longer
+        waits. That is for keys and ids that were made for this very call: nobody else could end what came of them.
         """
         asked: set[str] = set()
         while True:
@@ -115,8 +116,8 @@ class Operations:
                 raise  # nobody awaits it any more, and its loop may be gone: nothing can be carried out
             except BaseException as error:
                 applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
-                if applied and run.undoing is not None:
-                    self._means.in_background(partial(self._undo, run.undoing(run.requests)))
+                if applied and undoing is not None:
+                    self._means.in_background(partial(self._undo, undoing(run.requests)))
                 raise
             try:
                 return all_of(outcomes)

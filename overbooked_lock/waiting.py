@@ -14,7 +14,7 @@ from overbooked_lock.calls import Call, Settings, fields, slots_of
 from overbooked_lock.errors import SlotLocked, StoreUnavailable
 from overbooked_lock.events import Waiter
 from overbooked_lock.models import Lock
-from overbooked_lock.operations import Means, Operations, Run
+from overbooked_lock.operations import Means, Operations, Run, Undoing
 
 RENEW_TICKET_EVERY = 1.0
 """Seconds after which a fair waiter renews its ticket, which lives for three: see ``lua/lock_fair.lua``."""
@@ -28,7 +28,7 @@ class Waiting(Operations):
         self._in_line: set[str] = set()
         """The tickets of those who wait fairly, or are about to: they leave the line before the engine closes."""
 
-    async def _wait_for(self, run: Run[Lock], wait: timedelta) -> list[Lock]:
+    async def _wait_for(self, run: Run[Lock], undoing: Undoing | None, wait: timedelta) -> list[Lock]:
         """Tries until the slots are the caller's, or the time is over. Raises the last SlotLocked."""
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
@@ -38,7 +38,7 @@ class Waiting(Operations):
         try:
             while True:
                 try:
-                    return await self._attempt(run)
+                    return await self._attempt(run, undoing)
                 except SlotLocked as taken:
                     left = give_up_at - time.monotonic()
                     if left <= 0:
