@@ -26,7 +26,7 @@ def test_a_lone_caller_looks_for_its_reply_before_it_sleeps(
     start, cpu = time.perf_counter(), time.process_time()
     engine.check("x", lock_key="x")
     busy = (time.process_time() - cpu) / (time.perf_counter() - start)
-    assert busy > 0.25 if looks else busy < 0.1
+    assert (busy > 0.05) is looks  # who sleeps takes a hundredth; who looks, whatever a crowded machine leaves it
 
 
 def test_threads_leave_the_interpreter_to_each_other(
