@@ -24,7 +24,7 @@ from overbooked_lock.errors import (
     StoreCorrupt,
     TooManyLocks,
 )
-from overbooked_lock.models import LiveLock, Lock, Quota, Unlocked, new_lock, new_unlocked
+from overbooked_lock.models import LiveLock, Lock, OpenLock, OpenUnlocked, Quota, Unlocked
 from overbooked_lock.operations import CHUNK, Run, one_of
 from overbooked_lock.waiting import Waiting
 
@@ -387,7 +387,7 @@ def _lock(
     sent_at: float,
 ) -> Lock:
     ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
-    return new_lock(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
+    return OpenLock().sealed(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
 
 
 def locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:
@@ -426,7 +426,7 @@ def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> Overboo
 def _unlocked(
     slot_id: str, tag: bytes, record: bytes | None, until_ms: int, available: int
 ) -> Unlocked | OverbookedError:
-    seen = new_unlocked(slot_id, tag == b"unlocked", record, until_ms, bool(available))
+    seen = OpenUnlocked().sealed(slot_id, tag == b"unlocked", record, until_ms, available == 1)
     if tag != b"taken":
         return seen
     return LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen)

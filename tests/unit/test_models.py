@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overbooked_lock import Lock, Slot, StoreCorrupt, Unlocked, arguments, models
-from overbooked_lock.models import given_date, new_lock, new_unlocked, slot_json
+from overbooked_lock.models import OpenLock, OpenUnlocked, given_date, slot_json
 
 # The answer of the published page "Lock a Slot", its data to the letter.
 PAYLOAD = """{
@@ -113,15 +113,15 @@ def test_a_lock_is_immutable() -> None:
 
 def test_what_the_quick_constructors_make_is_no_different() -> None:
     """Equal, of one hash, as immutable, and as discreet."""
-    lock = new_lock(LOCK.slot_id, LOCK.lock_key, UNTIL_MS, LOCK.fencing_token, False, RECORD, 0.0)
+    lock = OpenLock().sealed(LOCK.slot_id, LOCK.lock_key, UNTIL_MS, LOCK.fencing_token, False, RECORD, 0.0)
     assert type(lock) is Lock
     assert (lock, hash(lock), repr(lock), lock.slot) == (LOCK, hash(LOCK), repr(LOCK), LOCK.slot)
     with pytest.raises(dataclasses.FrozenInstanceError):
         lock.lock_key = "mine"  # type: ignore[misc]  # that is the point
-    unlocked = new_unlocked("s", True, None, 0, False)
+    unlocked = OpenUnlocked().sealed("s", True, None, 0, False)
     assert (unlocked, repr(unlocked)) == (Unlocked("s", True), repr(Unlocked("s", True)))
     with pytest.raises(TypeError):
-        new_unlocked("s", True)  # else a field would be missing later
+        OpenUnlocked().sealed("s", True)  # type: ignore[call-arg]  # else a field would be missing later
 
 
 def test_a_lock_can_be_pickled() -> None:
