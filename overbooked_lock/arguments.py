@@ -135,9 +135,9 @@ def new_lock_key() -> str:
     try:
         return _spare_keys.pop()
     except IndexError:
-        digits = secrets.token_hex(16 * 64)
-        _spare_keys.extend(digits[at : at + 32] for at in range(32, len(digits), 32))
-        return digits[:32]
+        key, *others = secrets.token_bytes(16 * 64).hex(" ", 16).split()
+        _spare_keys.extend(others)
+        return key
 
 
 def fencing_token(value: object) -> str:
