@@ -178,14 +178,13 @@ def seconds(value: object, name: str) -> float:
 
 def positive_milliseconds(value: object, name: str) -> int:
     """A duration of at least 1 ms, in ms."""
-    if isinstance(value, timedelta) and (ms := _whole_milliseconds(value)) >= 1:
+    if isinstance(value, timedelta) and (ms := value // _MILLISECOND) >= 1:
         return ms
-    raise InvalidArgument(name, "must be a timedelta of at least 1 ms")
+    raise _no_duration(name)
 
 
-@lru_cache(maxsize=64)  # a caller's locks mostly take equally long
-def _whole_milliseconds(duration: timedelta) -> int:
-    return duration // _MILLISECOND
+def _no_duration(name: str) -> InvalidArgument:
+    return InvalidArgument(name, "must be a timedelta of at least 1 ms")
 
 
 def in_words(ms: int) -> str:
@@ -258,13 +257,20 @@ def answer(value: object) -> str:
 def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: int) -> str:
     """The end of a lock as the scripts take it: a date in ms, or ``+ms`` from Redis' now."""
     if lock_for is not None and lock_until is None:
-        ms = positive_milliseconds(lock_for, "lock_for")
-        if ms > max_lock_ms:
-            raise InvalidArgument("lock_for", f"must be at most {in_words(max_lock_ms)}, the longest lock")
-        return f"+{ms}"
+        if isinstance(lock_for, timedelta):
+            return _from_now(lock_for, max_lock_ms)
+        raise _no_duration("lock_for")
     if lock_until is not None and lock_for is None:
         return str(milliseconds(lock_until, "lock_until"))
     raise InvalidArgument("lock_until", "or lock_for must be given, and not both")
+
+
+@lru_cache(maxsize=64)  # a caller's locks mostly take equally long
+def _from_now(duration: timedelta, max_lock_ms: int) -> str:
+    ms = positive_milliseconds(duration, "lock_for")
+    if ms > max_lock_ms:
+        raise InvalidArgument("lock_for", f"must be at most {in_words(max_lock_ms)}, the longest lock")
+    return f"+{ms}"
 
 
 def capacity(value: object) -> str:
