@@ -258,7 +258,7 @@ def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: 
     """The end of a lock as the scripts take it: a date in ms, or ``+ms`` from Redis' now."""
     if lock_for is not None and lock_until is None:
         if isinstance(lock_for, timedelta):
-            return _from_now(lock_for, max_lock_ms)
+            return _of_duration(lock_for, max_lock_ms)
         raise _no_duration("lock_for")
     if lock_until is not None and lock_for is None:
         return str(milliseconds(lock_until, "lock_until"))
@@ -266,7 +266,7 @@ def until(lock_until: datetime | None, lock_for: timedelta | None, max_lock_ms: 
 
 
 @lru_cache(maxsize=64)  # a caller's locks mostly take equally long
-def _from_now(duration: timedelta, max_lock_ms: int) -> str:
+def _of_duration(duration: timedelta, max_lock_ms: int) -> str:
     ms = positive_milliseconds(duration, "lock_for")
     if ms > max_lock_ms:
         raise InvalidArgument("lock_for", f"must be at most {in_words(max_lock_ms)}, the longest lock")

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, cast
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from overbooked_lock import arguments, scripts
-from overbooked_lock.calls import Call, Listed, Reply, Settings, fields, own_removal, rows, slots_of
+from overbooked_lock.calls import Builder, Call, Listed, Reply, Settings, fields, own_removal, rows, slots_of
 from overbooked_lock.errors import (
     BookingExists,
     BookingNotFound,
@@ -23,7 +23,7 @@ from overbooked_lock.errors import (
 )
 from overbooked_lock.locks import Claim, ClaimRequest, claim_of, locked_by_another
 from overbooked_lock.models import JSON_BOOLEAN, Lock, UtcDate
-from overbooked_lock.operations import CHUNK, Operations, Run
+from overbooked_lock.operations import CHUNK, Operations
 
 BookingStatus = Literal["active", "cancelled"]
 
@@ -111,7 +111,7 @@ class Bookings(Operations):
             StoreCorrupt, StoreUnavailable: As everywhere.
         """
         request = _book_request(slot, lock_key, fencing_token, metadata, booking_id)
-        [booking] = await self._attempt(Run(book, [request]), _delete_all if booking_id is None else None)
+        [booking] = await self._attempt(book, [request], _delete_all if booking_id is None else None)
         return booking
 
     async def book_many(
@@ -134,7 +134,8 @@ class Bookings(Operations):
             for slot, booking_id in zip(places, arguments.booking_ids(booking_ids, len(places)), strict=True)
         ]
         arguments.slot_ids([request.slot_id for request in requests])
-        return await self._attempt(Run(book_many, requests, alone=True), _delete_all if booking_ids is None else None)
+        undoing = _delete_all if booking_ids is None else None
+        return await self._attempt(book_many, requests, undoing, alone=True)
 
     async def get_booking(self, booking_id: str) -> Booking:
         """A booking. Raises InvalidArgument, BookingNotFound, StoreCorrupt, StoreUnavailable."""
@@ -167,7 +168,7 @@ class Bookings(Operations):
         """
         target = arguments.slot_id(target_slot_id, "target_slot_id")
         request = _booking_request(booking_id, target, arguments.optional_lock_key(lock_key))
-        [booking] = await self._attempt(Run(reschedule_booking, [request]))
+        [booking] = await self._attempt(reschedule_booking, [request])
         return booking
 
     async def delete_booking(self, booking_id: str) -> bool:
@@ -231,8 +232,8 @@ def _book_request(
     )
 
 
-def _delete_all(requests: Sequence[BookRequest]) -> Run[bool]:
-    return Run(delete_bookings, [request.booking_id for request in requests])
+def _delete_all(requests: Sequence[BookRequest]) -> tuple[Builder[bool], list[str]]:
+    return delete_bookings, [request.booking_id for request in requests]
 
 
 def _booking_request(booking_id: str, *own: str) -> BookingRequest:

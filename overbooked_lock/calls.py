@@ -75,6 +75,10 @@ class Call(NamedTuple, Generic[T]):
         return [self.own_work(request, outcome) for request, outcome in zip(requests, outcomes, strict=False)]
 
 
+Builder = Callable[[Settings, Any], Call[T]]
+"""Makes a call of requests. An executor calls it with those of all who ask for the same at a time."""
+
+
 class Listed(NamedTuple, Generic[T]):
     """What one call of a list found, how many it counted, and where the next goes on; 0 at the end."""
 

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from math import ceil
 from operator import attrgetter
 from threading import get_ident
@@ -25,9 +26,8 @@ from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import ResponseError
 
 from overbooked_lock import store
-from overbooked_lock.calls import Call, Settings
+from overbooked_lock.calls import Builder, Call, Settings
 from overbooked_lock.errors import StoreUnavailable
-from overbooked_lock.operations import Run
 from overbooked_lock.stream import sweep
 
 _LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2, 3
@@ -43,12 +43,16 @@ _MAX_BATCH = 128
 _TOO_LATE = "its turn did not come in time"
 
 
-class _Item(store.Attempts):
-    """A run in the queue, its tries, and the future its caller awaits."""
+class _Run(store.Attempts):
+    """What a caller asked for, its tries, and the future that the caller awaits."""
 
-    def __init__(self, run: Run[Any], timeout: float, future: asyncio.Future[Any]) -> None:
+    def __init__(
+        self, build: Builder[Any], requests: Sequence[Any], alone: bool, timeout: float, future: asyncio.Future[Any]
+    ) -> None:
         store.Attempts.__init__(self, timeout)  # super() costs as much again, for each call of each caller
-        self.run = run
+        self.build = build
+        self.requests = requests
+        self.alone = alone
         self.future = future
 
     def fail(self, error: BaseException) -> None:
@@ -65,7 +69,7 @@ class Coalescer:
         self._timeout = timeout
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
-        self._queue: deque[_Item] = deque()
+        self._queue: deque[_Run] = deque()
         self._flush_is_due = False
         self._in_flight = 0
         self._last_batch = 0
@@ -77,8 +81,15 @@ class Coalescer:
         self.on_batch: Callable[[int], object] | None = None
         """Is told of each batch that is sent, how many runs of callers it carries: for metrics."""
 
-    def enqueue(self, run: Run[Any]) -> asyncio.Future[Any]:
-        """Takes a run; the future gives one outcome for each of its requests, or StoreUnavailable.
+    def enqueue(
+        self,
+        build: Builder[Any],
+        requests: Sequence[Any],
+        *,
+        alone: bool = False,
+        within: float | None = None,  # noqa: ARG002 - who awaits can stop waiting
+    ) -> asyncio.Future[Any]:
+        """Calls a script; the future gives one outcome for each request, or StoreUnavailable.
 
         Raises StoreUnavailable if it is closed, RuntimeError on another event loop than that of the first call.
         """
@@ -89,11 +100,11 @@ class Coalescer:
             loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", store.CLOSED)
-        item = _Item(run, self._timeout, loop.create_future())
-        self._queue.append(item)
+        future = loop.create_future()
+        self._queue.append(_Run(build, requests, alone, self._timeout, future))
         if not self._flush_is_due and self._in_flight < _MOST_IN_FLIGHT:
             self._flush_soon(loop)
-        return item.future
+        return future
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -118,8 +129,8 @@ class Coalescer:
             wire.close()
         while self._wires:  # noqa: ASYNC110 - each tells of its end in one of the loop's next turns
             await asyncio.sleep(0)
-        for item in self._queue:
-            item.fail(item.gave_up(store.CLOSED, sent=False))
+        for run in self._queue:
+            run.fail(run.gave_up(store.CLOSED, sent=False))
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of this turn of the loop: what callers ask for in it goes along."""
@@ -140,7 +151,7 @@ class Coalescer:
                 return
             batch = self._take(ceil(unanswered / batches))
             if not batch:
-                return
+                continue
             self._in_flight += 1
             self._last_batch = len(batch)
             if self._idle:
@@ -150,40 +161,42 @@ class Coalescer:
                 self._connecting.add(task)
                 task.add_done_callback(partial(self._connected, batch))
 
-    def _take(self, share: int) -> list[_Item]:
-        """The next items, no more than a share, and of about as many slots as a batch may have."""
-        batch: list[_Item] = []
+    def _take(self, share: int) -> list[_Run]:
+        """The next runs, a share at most, without those that nobody awaits; with about as many slots as is good."""
+        batch: list[_Run] = []
         slots, now = 0, time.monotonic()
-        while self._queue and len(batch) < share and slots < _MAX_BATCH:
-            item = self._queue.popleft()
-            if item.future.done():
+        for _ in range(min(share, len(self._queue))):
+            run = self._queue.popleft()
+            if run.future.done():
                 continue
-            if item.deadline <= now:
-                item.fail(item.gave_up(_TOO_LATE, sent=False))
+            if run.deadline <= now:
+                run.fail(run.gave_up(_TOO_LATE, sent=False))
                 continue
-            batch.append(item)
-            slots += len(item.run.requests)
+            batch.append(run)
+            slots += len(run.requests)
+            if slots >= _MAX_BATCH:
+                break
         return batch
 
-    async def _connect_and_send(self, batch: list[_Item]) -> None:
+    async def _connect_and_send(self, batch: list[_Run]) -> None:
         try:
             async with asyncio.timeout(_time_for(batch)):
                 wire = await self._connect()
         except store.FAILURES as error:
             self._try_again(batch, error, sent=False)
         except Exception as error:  # noqa: BLE001 - whatever it is must leave no caller waiting, nor the next
-            for item in batch:
-                item.fail(error)
+            for run in batch:
+                run.fail(error)
             self._release()
         else:
             self._send(wire, batch)
 
-    def _connected(self, batch: Sequence[_Item], task: asyncio.Task[None]) -> None:
+    def _connected(self, batch: Sequence[_Run], task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step has run nothing that could tell its callers."""
         self._connecting.discard(task)
         if task.cancelled():
-            for item in batch:
-                item.fail(item.gave_up(store.CLOSED, sent=False))
+            for run in batch:
+                run.fail(run.gave_up(store.CLOSED, sent=False))
 
     async def _connect(self) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, self._timeout)
@@ -202,16 +215,16 @@ class Coalescer:
             raise
         return wire
 
-    def _send(self, wire: _Wire, batch: Sequence[_Item]) -> None:
-        if self.on_batch is not None and (runs := sum(item.run.build is not sweep for item in batch)):
+    def _send(self, wire: _Wire, batch: Sequence[_Run]) -> None:
+        if self.on_batch is not None and (runs := sum(run.build is not sweep for run in batch)):
             self.on_batch(runs)
-        groups: dict[object, list[_Item]] = {}
-        for item in batch:
-            script = item if item.run.alone else item.run.build
+        groups: dict[object, list[_Run]] = {}
+        for run in batch:
+            script = run if run.alone else run.build
             if script in groups:
-                groups[script].append(item)
+                groups[script].append(run)
             else:
-                groups[script] = [item]
+                groups[script] = [run]
         calls = [_build(self._settings, group) for group in groups.values()]
         answered = partial(self._answered, wire, list(groups.values()), calls, time.monotonic())
         wire.exchange([call.evalsha() for call in calls], _time_for(batch), answered)
@@ -219,7 +232,7 @@ class Coalescer:
     def _answered(
         self,
         wire: _Wire,
-        groups: Sequence[list[_Item]],
+        groups: Sequence[list[_Run]],
         calls: Sequence[Call[Any]],
         sent_at: float,
         replies: list[Any] | OSError,
@@ -229,10 +242,10 @@ class Coalescer:
         if isinstance(replies, OSError):
             while self._idle:  # what broke one connection has mostly broken all
                 self._idle.pop().close()
-            self._try_again([item for group in groups for item in group], replies, sent=True)
+            self._try_again([run for group in groups for run in group], replies, sent=True)
             return
-        forgotten: list[tuple[list[_Item], Call[Any]]] = []
-        refused: list[_Item] = []
+        forgotten: list[tuple[list[_Run], Call[Any]]] = []
+        refused: list[_Run] = []
         refusal: ResponseError | None = None
         for group, call, reply in zip(groups, calls, replies, strict=True):
             if store.is_forgotten_script(reply) and not in_full:
@@ -254,15 +267,15 @@ class Coalescer:
             self._idle.append(wire)
             self._release()
 
-    def _try_again(self, items: Sequence[_Item], error: Exception, *, sent: bool) -> None:
+    def _try_again(self, runs: Sequence[_Run], error: Exception, *, sent: bool) -> None:
         """What failed goes back into the queue, and its place in flight is free after a pause."""
         pause = 0.0
-        for item in reversed(items):
+        for run in reversed(runs):
             try:
-                pause = max(pause, item.failed(error, sent=sent))
-                self._queue.appendleft(item)
+                pause = max(pause, run.failed(error, sent=sent))
+                self._queue.appendleft(run)
             except StoreUnavailable as unavailable:
-                item.fail(unavailable)
+                run.fail(unavailable)
         asyncio.get_running_loop().call_later(pause, self._release)
 
     def _release(self) -> None:
@@ -389,13 +402,16 @@ class _Wire(asyncio.Protocol):
 _deadline = attrgetter("deadline")
 
 
-def _time_for(batch: Sequence[_Item]) -> float:
-    """Seconds that an attempt may take: no longer than its most pressing item allows."""
+def _time_for(batch: Sequence[_Run]) -> float:
+    """Seconds that an attempt may take: no longer than its most pressing run allows."""
     return min(batch, key=_deadline).time_for_next()
 
 
-def _build(settings: Settings, group: Sequence[_Item]) -> Call[Any]:
-    return group[0].run.build(settings, [request for item in group for request in item.run.requests])
+def _build(settings: Settings, group: Sequence[_Run]) -> Call[Any]:
+    requests: list[Any] = []
+    for run in group:
+        requests += run.requests
+    return group[0].build(settings, requests)
 
 
 def _checked(replies: list[Any] | OSError) -> list[Any]:
@@ -404,17 +420,18 @@ def _checked(replies: list[Any] | OSError) -> list[Any]:
     return replies
 
 
-def _hand_out(group: Sequence[_Item], call: Call[Any], reply: Any, sent_at: float) -> None:
+def _hand_out(group: Sequence[_Run], call: Call[Any], reply: Any, sent_at: float) -> None:
     try:
         outcomes = call.parse(reply, sent_at)
     except Exception as error:  # noqa: BLE001 - a reply that we can't read must leave no caller waiting
-        for item in group:
-            item.fail(error)
+        for run in group:
+            run.fail(error)
         return
-    at = 0
-    for item in group:
-        requests, future = item.run.requests, item.future
-        own = outcomes[at : at + len(requests)]
-        at += len(own)
-        if not future.done():
-            future.set_result(call.after_lost_reply(requests, own) if item.maybe_applied else own)
+    if len(outcomes) == len(group):  # nearly always: each asked for one, and to cut it out takes longer
+        shares = [[outcome] for outcome in outcomes]
+    else:
+        rest = iter(outcomes)
+        shares = [list(islice(rest, len(run.requests))) for run in group]
+    for run, own in zip(group, shares, strict=True):
+        if not run.future.done():
+            run.future.set_result(call.after_lost_reply(run.requests, own) if run.maybe_applied else own)

@@ -25,14 +25,14 @@ from redis.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from overbooked_lock import arguments, store
-from overbooked_lock.calls import Settings
+from overbooked_lock.calls import Builder, Settings
 from overbooked_lock.embedded import EmbeddedServer
 from overbooked_lock.errors import OverbookedError, StoreUnavailable
 from overbooked_lock.events import SWEEP_EVERY_SECONDS, Event, Listener, Reader, Waiter
 from overbooked_lock.holding import Hold
 from overbooked_lock.keys import Keys
 from overbooked_lock.models import NewSlot
-from overbooked_lock.operations import Means, Operation, Run
+from overbooked_lock.operations import Means, Operation
 from overbooked_lock.verbs import Verbs
 
 P = ParamSpec("P")
@@ -326,9 +326,16 @@ class LockEngine:
 
     # The executor
 
-    async def _run(self, run: Run[T]) -> Sequence[T | OverbookedError]:
-        call = run.build(self._settings, run.requests)
-        attempts = store.Attempts(self._timeout if run.within is None else min(self._timeout, run.within))
+    async def _run(
+        self,
+        build: Builder[T],
+        requests: Sequence[Any],
+        *,
+        alone: bool = False,  # noqa: ARG002 - here each is
+        within: float | None = None,
+    ) -> Sequence[T | OverbookedError]:
+        call = build(self._settings, requests)
+        attempts = store.Attempts(self._timeout if within is None else min(self._timeout, within))
         while True:
             wire, sent = None, False
             sent_at = time.monotonic()
@@ -336,8 +343,8 @@ class LockEngine:
                 wire = self._take_wire(attempts)
                 sent = True
                 # A thread that is alone can spin; among others it would keep the interpreter from them.
-                alone = len(self._wires) == len(self._idle) + 1
-                reply = wire.exchange(call.evalsha(), attempts.time_for_next(), spin=alone)
+                no_others = len(self._wires) == len(self._idle) + 1
+                reply = wire.exchange(call.evalsha(), attempts.time_for_next(), spin=no_others)
                 if store.is_forgotten_script(reply):
                     reply = wire.exchange(call.eval(), attempts.time_for_next())
                 if isinstance(reply, ResponseError):
@@ -354,7 +361,7 @@ class LockEngine:
                 if self._closing.is_set():
                     self._drop_idle()  # whoever closed the engine meanwhile has not seen this one
                 outcomes = call.parse(reply, sent_at)
-                return call.after_lost_reply(run.requests, outcomes) if attempts.maybe_applied else outcomes
+                return call.after_lost_reply(requests, outcomes) if attempts.maybe_applied else outcomes
 
     def _take_wire(self, attempts: store.Attempts) -> _Wire:
         if self._closing.is_set():

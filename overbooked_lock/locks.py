@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 
 from overbooked_lock import arguments, scripts
 from overbooked_lock.arguments import from_milliseconds
-from overbooked_lock.calls import Call, Reply, Settings, rows, slots_of
+from overbooked_lock.calls import Builder, Call, Reply, Settings, rows, slots_of
 from overbooked_lock.errors import (
     InvalidArgument,
     LockKeyInvalid,
@@ -25,7 +25,7 @@ from overbooked_lock.errors import (
     TooManyLocks,
 )
 from overbooked_lock.models import LiveLock, Lock, OpenLock, OpenUnlocked, Quota, Unlocked
-from overbooked_lock.operations import CHUNK, Run, one_of
+from overbooked_lock.operations import CHUNK, one_of
 from overbooked_lock.waiting import Waiting
 
 
@@ -78,8 +78,12 @@ class Locks(Waiting):
             if wait is None:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
             request = request._replace(ticket=secrets.token_hex(8))
-        run, undoing = Run(lock_fair if fair else lock, [request]), _unlock_all if lock_key is None else None
-        [locked] = await (self._attempt(run, undoing) if wait is None else self._wait_for(run, undoing, wait))
+        undoing = _unlock_all if lock_key is None else None
+        if wait is None:
+            [locked] = await self._attempt(lock, [request], undoing)
+        else:
+            attempt = partial(self._attempt, lock_fair if fair else lock, [request], undoing)
+            [locked] = await self._wait_for(attempt, request, wait)
         return locked
 
     async def lock_many(
@@ -105,8 +109,8 @@ class Locks(Waiting):
             LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
             for slot_id in arguments.slot_ids(slot_ids)
         ]
-        run, undoing = Run(lock_many, requests, alone=True), _unlock_all if lock_key is None else None
-        return await (self._attempt(run, undoing) if wait is None else self._wait_for(run, undoing, wait))
+        attempt = partial(self._attempt, lock_many, requests, _unlock_all if lock_key is None else None, alone=True)
+        return await (attempt() if wait is None else self._wait_for(attempt, requests[0], wait))
 
     async def unlock(
         self, lock: Lock | str, *, lock_key: str | None = None, fencing_token: int | None = None
@@ -122,7 +126,7 @@ class Locks(Waiting):
             StoreUnavailable: Redis did not answer within the engine's ``timeout``.
         """
         # Without the coroutine of _one: this is half of what a busy engine does.
-        outcomes = await self._run(Run(unlock, [claim_of(lock, lock_key, fencing_token)]))
+        outcomes = await self._run(unlock, [claim_of(lock, lock_key, fencing_token)])
         return one_of(outcomes)
 
     async def unlock_many(self, locks: Iterable[Lock | str], *, lock_key: str | None = None) -> list[Unlocked]:
@@ -202,8 +206,8 @@ class Locks(Waiting):
                 return sorted(locks.values(), key=lambda one: one.locked_until)
 
 
-def _unlock_all(requests: Sequence[LockRequest]) -> Run[Unlocked]:
-    return Run(unlock, [ClaimRequest(request.slot_id, request.lock_key) for request in requests])
+def _unlock_all(requests: Sequence[LockRequest]) -> tuple[Builder[Unlocked], list[ClaimRequest]]:
+    return unlock, [ClaimRequest(request.slot_id, request.lock_key) for request in requests]
 
 
 def _quota(quota: Quota | None) -> Quota | None:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
-from overbooked_lock.calls import Call, Listed, Settings
+from overbooked_lock.calls import Builder, Call, Listed, Settings
 from overbooked_lock.errors import OverbookedError, SlotNotFound, StoreUnavailable
 from overbooked_lock.events import Waiter
 from overbooked_lock.models import Unlocked
@@ -25,30 +25,22 @@ CHUNK = 512
 """How many slots a script looks at in one call of a longer piece of work."""
 
 
-@dataclass(slots=True)
-class Run(Generic[T]):
-    """Call a script: gives one outcome for each request.
+Operation = Coroutine[Any, Any, T]
 
-    Runs of one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
+Undoing = Callable[[Any], tuple[Builder[Any], Sequence[Any]]]
+"""What ends what came of requests: a builder, and its requests."""
+
+
+class Run(Protocol):
+    """Calls a script: gives one outcome for each request.
+
+    Requests for one builder may be merged into one call, unless they are to stay ``alone``. ``within`` is a deadline in
     seconds where the engine's own would be too late; who awaits need not give it, and can stop waiting.
     """
 
-    build: Callable[[Settings, Any], Call[T]]
-    requests: Sequence[Any]
-    alone: bool = False
-    within: float | None = None
-
-
-Undoing = Callable[[Any], Run[Any]]
-"""Makes of requests the run that ends what came of them."""
-
-Operation = Coroutine[Any, Any, T]
-
-
-class Runner(Protocol):
-    """Carries out runs."""
-
-    def __call__(self, run: Run[T]) -> Awaitable[Sequence[T | OverbookedError]]: ...
+    def __call__(
+        self, build: Builder[T], requests: Sequence[Any], *, alone: bool = False, within: float | None = None
+    ) -> Awaitable[Sequence[T | OverbookedError]]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +57,7 @@ class Means:
         in_background: Carries out another operation, and goes on at once.
     """
 
-    run: Runner
+    run: Run
     pause: Callable[[float], Awaitable[None]]
     listen: Callable[[str, str], Waiter[Any]]
     wait: Callable[[Waiter[Any], float], Awaitable[None]]
@@ -91,25 +83,27 @@ class Operations:
         within: float | None = None,
     ) -> T:
         """Calls a script for one request: its outcome, raised if it is an error."""
-        outcomes = await self._run(Run(build, [request], alone, within))
+        outcomes = await self._run(build, [request], alone=alone, within=within)
         return one_of(outcomes)
 
     async def _all(
         self, build: Callable[[Settings, Sequence[R]], Call[T]], requests: Sequence[R], *, alone: bool = False
     ) -> list[T]:
         """Calls a script for many requests: their outcomes. Raises the first error among them."""
-        outcomes = await self._run(Run(build, requests, alone))
+        outcomes = await self._run(build, requests, alone=alone)
         return all_of(outcomes)
 
-    async def _attempt(self, run: Run[T], undoing: Undoing | None = None) -> list[T]:
-        """The outcomes of a run. Slots that it lacks are asked of the host.
+    async def _attempt(
+        self, build: Builder[T], requests: Sequence[Any], undoing: Undoing | None = None, *, alone: bool = False
+    ) -> list[T]:
+        """The outcomes of a call. Slots that it lacks are asked of the host.
 
         With ``undoing`` it is undone in the background if it stays unknown what came of it, or its caller no longer
         waits. That is for keys and ids that were made for this very call: nobody else could end what came of them.
         """
         asked: set[str] = set()
         while True:
-            answer = self._run(run)  # if it can't be asked at all, nothing was applied
+            answer = self._run(build, requests, alone=alone)  # if it can't be asked at all, nothing was applied
             try:
                 outcomes = await answer
             except GeneratorExit:
@@ -117,7 +111,7 @@ class Operations:
             except BaseException as error:
                 applied = not isinstance(error, StoreUnavailable) or error.outcome == "unknown"
                 if applied and undoing is not None:
-                    self._means.in_background(partial(self._undo, undoing(run.requests)))
+                    self._means.in_background(partial(self._undo, *undoing(requests)))
                 raise
             try:
                 return all_of(outcomes)
@@ -129,7 +123,7 @@ class Operations:
                 if not await load(missing.slot_id):
                     raise
 
-    async def _undo(self, undoing: Run[Any]) -> None:
+    async def _undo(self, build: Builder[Any], requests: Sequence[Any]) -> None:
         """Ends what a call of unknown outcome may have made, or may yet make.
 
         A request that hangs on its way can arrive after the first try; hence the second look.
@@ -138,7 +132,7 @@ class Operations:
         looks = 0
         while looks < 2 and time.monotonic() < give_up_at:
             try:
-                outcomes = await self._run(undoing)
+                outcomes = await self._run(build, requests)
             except StoreUnavailable:
                 outcomes = []
             if outcomes:
@@ -147,7 +141,7 @@ class Operations:
                     return
             await self._means.pause(self._timeout)
 
-    async def _list(self, build: Callable[[Settings, Any], Call[Listed[T]]], request: Any) -> tuple[tuple[T, ...], int]:
+    async def _list(self, build: Builder[Listed[T]], request: Any) -> tuple[tuple[T, ...], int]:
         """What a list finds for a page, a chunk a call, and how many there are on all pages."""
         found, total = list[T](), 0
         while True:

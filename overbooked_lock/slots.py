@@ -20,7 +20,7 @@ from overbooked_lock.errors import (
     StoreCorrupt,
 )
 from overbooked_lock.models import NewSlot, Slot, SlotPage, given_date
-from overbooked_lock.operations import CHUNK, Operations, Run
+from overbooked_lock.operations import CHUNK, Operations
 
 
 class Slots(Operations):
@@ -49,7 +49,7 @@ class Slots(Operations):
         Raises InvalidArgument, SlotNotFound, StoreCorrupt, StoreUnavailable.
         """
         request = GetRequest(arguments.slot_id(slot_id), arguments.optional_lock_key(lock_key))
-        [slot] = await self._attempt(Run(get_slots, [request]))
+        [slot] = await self._attempt(get_slots, [request])
         return slot
 
     async def update_slot(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overbooked_lock import arguments, scripts
 from overbooked_lock.calls import Call, Settings, fields, slots_of
 from overbooked_lock.errors import SlotLocked, StoreUnavailable
 from overbooked_lock.events import Waiter
 from overbooked_lock.models import Lock
-from overbooked_lock.operations import Means, Operations, Run, Undoing
+from overbooked_lock.operations import Means, Operation, Operations
+
+if TYPE_CHECKING:
+    from overbooked_lock.locks import LockRequest
 
 RENEW_TICKET_EVERY = 1.0
 """Seconds after which a fair waiter renews its ticket, which lives for three: see ``lua/lock_fair.lua``."""
@@ -28,17 +31,18 @@ class Waiting(Operations):
         self._in_line: set[str] = set()
         """The tickets of those who wait fairly, or are about to: they leave the line before the engine closes."""
 
-    async def _wait_for(self, run: Run[Lock], undoing: Undoing | None, wait: timedelta) -> list[Lock]:
+    async def _wait_for(
+        self, attempt: Callable[[], Operation[list[Lock]]], request: LockRequest, wait: timedelta
+    ) -> list[Lock]:
         """Tries until the slots are the caller's, or the time is over. Raises the last SlotLocked."""
         give_up_at = time.monotonic() + arguments.seconds(wait, "wait")
         waiter: Waiter[Any] | None = None
-        request = run.requests[0]
         if ticket := request.ticket:
             self._in_line.add(ticket)
         try:
             while True:
                 try:
-                    return await self._attempt(run, undoing)
+                    return await attempt()
                 except SlotLocked as taken:
                     left = give_up_at - time.monotonic()
                     if left <= 0:
@@ -68,7 +72,7 @@ class Waiting(Operations):
     async def _leave_queue(self, request: LeaveRequest) -> None:
         """Leaves the line, so that the next need not wait until the ticket has died."""
         with contextlib.suppress(StoreUnavailable):
-            await self._run(Run(leave_queue, [request]))
+            await self._run(leave_queue, [request])
 
 
 class LeaveRequest(NamedTuple):

@@ -28,7 +28,6 @@ from overbooked_lock.calls import Call as StoreCall
 from overbooked_lock.calls import Settings
 from overbooked_lock.errors import BookingExists, InvalidArgument, OverbookedError, SlotExists, StoreUnavailable
 from overbooked_lock.http.envelopes import InternalError, failure
-from overbooked_lock.operations import Run
 from overbooked_lock.sidecar import requests
 from overbooked_lock.sidecar.claims import Claimed, RequestAnswer, RequestClaim, answer_request, claim_request
 from overbooked_lock.sidecar.operations import MODELS, OPS, Call, Reply
@@ -323,7 +322,7 @@ class Sidecar:
         return outcome
 
     def _enqueue(self, build: Build, request: RequestClaim | RequestAnswer) -> asyncio.Future[Any]:
-        return self._engine._coalescer.enqueue(Run(build, [request]))  # noqa: SLF001 - our own
+        return self._engine._coalescer.enqueue(build, [request])  # noqa: SLF001 - our own
 
 
 def _text(reply: Reply, request_id: str) -> str:

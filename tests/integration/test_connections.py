@@ -228,7 +228,7 @@ def test_tls(tls_port: int, make_engine: Callable[..., LockEngine], tmp_path: Pa
     right, wrong = tmp_path / "ca.pem", tmp_path / "wrong.pem"
     trustme.CA().cert_pem.write_to_path(wrong)
     short: dict[str, Any] = {"unregistered": "allow", "timeout": timedelta(milliseconds=500)}
-    engine = make_engine(f"rediss://localhost:{tls_port}?ssl_ca_certs={right}", **short)
+    engine = make_engine(f"rediss://localhost:{tls_port}?ssl_ca_certs={right}", unregistered="allow")
     assert engine.unlock(engine.lock("s", lock_for=MINUTE)).released
     for url in (
         f"rediss://localhost:{tls_port}?ssl_ca_certs={wrong}",

@@ -13,7 +13,6 @@ import pytest_asyncio
 import redis
 
 from overbooked_lock import AsyncLockEngine, EmbeddedServer, NewSlot, Slot, StoreUnavailable
-from overbooked_lock.operations import Run
 from overbooked_lock.sidecar import Sidecar, claims
 from overbooked_lock.sidecar.claims import RequestAnswer, RequestClaim
 from overbooked_lock.sidecar.operations import MODELS
@@ -49,7 +48,7 @@ def place(async_lock_engine: AsyncLockEngine, new_slot: Callable[..., NewSlot]) 
 
 async def run(engine: AsyncLockEngine, build: Any, request: Any) -> Any:
     """The outcome of a script for one request."""
-    [outcome] = await engine._coalescer.enqueue(Run(build, [request]))
+    [outcome] = await engine._coalescer.enqueue(build, [request])
     return outcome
 
 
