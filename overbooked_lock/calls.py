@@ -99,3 +99,9 @@ def rows(reply: Reply, head: int = 1, width: int = 4) -> Iterator[tuple[Any, ...
     """The values that a script replies for each slot or booking."""
     values = islice(reply, head, None)
     return zip(*[values] * width, strict=True)
+
+
+def rows_for(requests: Sequence[Any], reply: Reply, head: int = 1) -> Iterator[tuple[Any, ...]]:
+    """Each request with its four values: without a tuple in a tuple, of which very many would be made."""
+    values = islice(reply, head, None)
+    return zip(requests, values, values, values, values, strict=True)

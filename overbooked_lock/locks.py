@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import NamedTuple, cast
+from typing import cast
 
 from overbooked_lock import arguments, scripts
 from overbooked_lock.arguments import from_milliseconds
-from overbooked_lock.calls import Builder, Call, Reply, Settings, rows, slots_of
+from overbooked_lock.calls import Builder, Call, Reply, Settings, rows, rows_for, slots_of
 from overbooked_lock.errors import (
     InvalidArgument,
     LockKeyInvalid,
@@ -77,7 +77,7 @@ class Locks(Waiting):
         if arguments.flag(fair, "fair"):
             if wait is None:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
-            request = request._replace(ticket=secrets.token_hex(8))
+            request.ticket = secrets.token_hex(8)
         undoing = _unlock_all if lock_key is None else None
         if wait is None:
             [locked] = await self._attempt(lock, [request], undoing)
@@ -232,7 +232,11 @@ def _claims_of(locks: Iterable[Lock | str], lock_key: str | None) -> list[Claim]
     return claims
 
 
-class LockRequest(NamedTuple):
+# Very many requests are made, and a named tuple takes half as long again to make as a dataclass.
+
+
+@dataclass(slots=True)
+class LockRequest:
     """A lock to be made, or one to be prolonged."""
 
     slot_id: str
@@ -246,7 +250,8 @@ class LockRequest(NamedTuple):
     """Its place in the line of a slot, if it waits fairly."""
 
 
-class ClaimRequest(NamedTuple):
+@dataclass(slots=True)
+class ClaimRequest:
     """A lock as one names it who has no :class:`Lock` of it; an empty fencing token stands for any."""
 
     slot_id: str
@@ -262,7 +267,7 @@ def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each"
     names = settings.keys
     args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
     for request in requests:
-        args += request[:3]
+        args += request.slot_id, request.lock_key, request.until
         quota = request.quota
         args.append("" if quota is None else f"{quota.most} {names.locks_of(quota.holder)}")
         if fair:
@@ -286,7 +291,7 @@ def extend(settings: Settings, requests: Sequence[LockRequest], mode: str = "eac
     names = settings.keys
     args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
     for request in requests:
-        args += request[:4]
+        args += request.slot_id, request.lock_key, request.until, request.fencing_token
     keys = names.of_locks(slots_of(requests))
     return Call(scripts.EXTEND, keys, args, partial(_granted, settings, requests, _lost_to_another))
 
@@ -304,7 +309,7 @@ def check(settings: Settings, claims: Sequence[Claim]) -> Call[Lock | None]:
             _lock(claim.slot_id, claim.lock_key, True, record, until_ms, token, reply[0], sent_at)
             if tag == b"yours"
             else None
-            for claim, (tag, record, until_ms, token) in zip(claims, rows(reply), strict=True)
+            for claim, tag, record, until_ms, token in rows_for(claims, reply)
         ]
 
     return Call(scripts.CHECK, keys, _claim_fields(claims), parse)
@@ -316,7 +321,7 @@ def unlock(settings: Settings, claims: Sequence[Claim], mode: str = "owner") -> 
     def parse(reply: Reply, _: float) -> list[Unlocked | OverbookedError]:
         return [
             _unlocked(claim.slot_id, tag, record, until_ms, available)
-            for claim, (tag, record, until_ms, available) in zip(claims, rows(reply, head=0), strict=True)
+            for claim, tag, record, until_ms, available in rows_for(claims, reply, head=0)
         ]
 
     return Call(scripts.UNLOCK, keys, [mode, *_claim_fields(claims)], parse, _own_unlock)
@@ -330,7 +335,7 @@ def force_unlock(settings: Settings, claims: Sequence[Claim]) -> Call[Unlocked]:
 def _claim_fields(claims: Sequence[Claim]) -> list[str | int]:
     words: list[str | int] = []
     for claim in claims:
-        words += (claim.slot_id, claim.lock_key, claim.fencing_token)
+        words += claim.slot_id, claim.lock_key, claim.fencing_token
     return words
 
 
@@ -364,7 +369,7 @@ def _granted(
 ) -> list[Lock | OverbookedError]:
     outcomes: list[Lock | OverbookedError] = []
     now_us = reply[0]
-    for request, (tag, record, until_ms, token) in zip(requests, rows(reply), strict=True):
+    for request, tag, record, until_ms, token in rows_for(requests, reply):
         slot_id = request.slot_id
         if tag == b"locked" or tag == b"yours":  # noqa: PLR1714 - `in` takes longer
             # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.

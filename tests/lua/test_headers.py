@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -156,7 +157,10 @@ def test_tags_are_those_the_script_replies_and_the_parser_knows(name: str) -> No
 def test_the_reply_has_the_width_that_the_header_names(name: str, raw: redis.Redis, lock_namespace: str) -> None:
     """The head, then a row for each slot."""
     build, request, _ = BUILDERS[name]
-    requests = [request._replace(slot_id=f"header-{i}") for i in range(3)] if hasattr(request, "slot_id") else [request]
+    requests = [request]
+    if hasattr(request, "slot_id"):
+        with_other = replace if is_dataclass(request) else type(request)._replace
+        requests = [with_other(request, slot_id=f"header-{i}") for i in range(3)]
     call = build(Settings(Keys(lock_namespace), 60_000, "registered"), requests)
     reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
     once, each = _split(_header(name)["Reply"])
