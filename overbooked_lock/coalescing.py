@@ -46,14 +46,10 @@ _TOO_LATE = "its turn did not come in time"
 class _Run(store.Attempts):
     """What a caller asked for, its tries, and the future that the caller awaits."""
 
-    def __init__(
-        self, build: Builder[Any], requests: Sequence[Any], alone: bool, timeout: float, future: asyncio.Future[Any]
-    ) -> None:
-        store.Attempts.__init__(self, timeout)  # super() costs as much again, for each call of each caller
-        self.build = build
-        self.requests = requests
-        self.alone = alone
-        self.future = future
+    build: Builder[Any]
+    requests: Sequence[Any]
+    alone: bool
+    future: asyncio.Future[Any]
 
     def fail(self, error: BaseException) -> None:
         if not self.future.done():
@@ -100,8 +96,9 @@ class Coalescer:
             loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", store.CLOSED)
-        future = loop.create_future()
-        self._queue.append(_Run(build, requests, alone, self._timeout, future))
+        run, future = _Run().start(self._timeout), loop.create_future()
+        run.build, run.requests, run.alone, run.future = build, requests, alone, future
+        self._queue.append(run)
         if not self._flush_is_due and self._in_flight < _MOST_IN_FLIGHT:
             self._flush_soon(loop)
         return future

@@ -335,7 +335,7 @@ class LockEngine:
         within: float | None = None,
     ) -> Sequence[T | OverbookedError]:
         call = build(self._settings, requests)
-        attempts = store.Attempts(self._timeout if within is None else min(self._timeout, within))
+        attempts = store.Attempts().start(self._timeout if within is None else min(self._timeout, within))
         while True:
             wire, sent = None, False
             sent_at = time.monotonic()

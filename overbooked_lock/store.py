@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from typing import Any
+from typing import Any, Self
 
 import hiredis
 import redis.exceptions
@@ -72,9 +72,10 @@ def questions(channel: str) -> list[bytes]:
 
 
 class Attempts:
-    """The tries of one call, from its first to its deadline by the monotonic clock.
+    """The tries of one call, from ``start`` to its deadline by the monotonic clock.
 
-    ``maybe_applied`` once a reply is missing.
+    ``maybe_applied`` once a reply is missing. There is no ``__init__``: to have one called takes longer than what it
+    would do, and each call has its attempts.
     """
 
     # Of the class as long as nothing failed: nearly every call is the first try of its kind, and the last.
@@ -82,9 +83,10 @@ class Attempts:
     _why = ""
     maybe_applied = False
 
-    def __init__(self, timeout: float) -> None:
+    def start(self, timeout: float) -> Self:
         self._timeout = timeout
         self.deadline = time.monotonic() + timeout
+        return self
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
