@@ -38,11 +38,6 @@ def given_date(date: datetime) -> str:
     return date.isoformat(timespec="milliseconds" if date.microsecond >= 1000 else "seconds")
 
 
-# What an instance of a model consists of, set past its __setattr__: that one refuses, and object's takes longer.
-_set_dict, _set_fields_set, _set_extra, _set_private = (
-    BaseModel.__dict__[name].__set__
-    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
-)
 JSON_BOOLEAN = ("false", "true")
 
 UtcDate = Annotated[AwareDatetime, PlainSerializer(utc_date, when_used="json")]
@@ -92,15 +87,23 @@ class Slot(BaseModel):
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         fields = read.copy()
         fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
-        slot = object.__new__(cls)
-        _set_dict(slot, fields)
-        _set_fields_set(slot, _SLOT_FIELDS)
-        _set_extra(slot, None)
-        _set_private(slot, None)
+        slot = object.__new__(_OpenSlot)
+        slot.__dict__ = fields
+        slot.__pydantic_fields_set__ = _SLOT_FIELDS
+        slot.__pydantic_extra__ = None
+        slot.__pydantic_private__ = None
+        slot.__class__ = cls  # type: ignore[assignment]  # of the same slots
         return slot
 
 
 _SLOT_FIELDS = set(Slot.model_fields)
+
+
+class _OpenSlot(Slot):
+    """A slot before it is sealed by its class: what it consists of can be set, and by no call of Python's."""
+
+    __setattr__ = object.__setattr__
+    __delattr__ = object.__delattr__  # were it another's, Python would look up both each time
 
 
 def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: bool) -> str:
