@@ -232,6 +232,8 @@ class _Gathering:
         self._transport = transport
         self._loop = loop
         self._written: list[bytes] = []
+        # Each request needs them, and through __getattr__ they would take far longer.
+        self.is_closing, self.abort = transport.is_closing, transport.abort
 
     def write(self, data: bytes) -> None:
         if not self._written:
