@@ -336,8 +336,7 @@ class _Gathered(logging.StreamHandler[TextIO]):
 
 
 def _time(record: logging.LogRecord) -> str:
-    second, fraction = divmod(record.created, 1)
-    return f"{_second(int(second))}.{int(fraction * 1000):03}Z"
+    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
 
 
 @lru_cache(maxsize=2)
