@@ -17,7 +17,7 @@ import time
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from ipaddress import ip_network
@@ -254,7 +254,7 @@ class Application:
         kept = await self._engine.get_answer(name)
         if kept is None:
             try:
-                answer = await endpoint.handler(replace(call, new_id=name), body)
+                answer = await endpoint.handler(call._replace(new_id=name), body)
                 assert isinstance(answer, Answer)  # noqa: S101 - no stream creates
             except (SlotExists, BookingExists):
                 raise _other_body() from None

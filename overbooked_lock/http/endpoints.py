@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -26,8 +26,7 @@ from overbooked_lock.http.streams import Stream, Streams
 from overbooked_lock.models import LiveLock, NewSlot, Quota, Slot, UtcDate
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A request that was let in, as a handler needs it.
 
     Attributes:
