@@ -33,22 +33,28 @@ class Keyring:
 
     async def identify(self, authorization: str | None) -> ApiKeyInfo:
         """The key in the ``Authorization`` header. Raises ApiKeyMissing, ApiKeyInvalid, StoreUnavailable."""
-        scheme, _, secret = (authorization or "").partition(" ")
-        secret = secret.strip()
-        if scheme.lower() != "bearer" or not secret:
+        if authorization is None:
             raise ApiKeyMissing
-        if not _is_key(secret):
-            raise ApiKeyInvalid
-        digest = hashlib.sha256(secret.encode()).digest()
+        digest = hashlib.sha256(authorization.encode()).digest()  # not the key itself: it stays here for long
         known = self._known.get(digest)
         if known is None or known[0] < time.monotonic():
-            known = time.monotonic() + self.REMEMBERED, await self._engine.find_api_key(secret)
+            known = time.monotonic() + self.REMEMBERED, await self._engine.find_api_key(_key_in(authorization))
             if len(self._known) >= self.MOST:
                 self._known.clear()
             self._known[digest] = known
         if known[1] is None:
             raise ApiKeyInvalid
         return known[1]
+
+
+def _key_in(authorization: str) -> str:
+    scheme, _, key = authorization.partition(" ")
+    key = key.strip()
+    if scheme.lower() != "bearer" or not key:
+        raise ApiKeyMissing
+    if not _is_key(key):
+        raise ApiKeyInvalid
+    return key
 
 
 def check_rights(rights: Rights, key: ApiKeyInfo, *, strict: bool) -> None:
