@@ -29,6 +29,7 @@ MAX_BODY = 65_536
 BODY_PATIENCE = 10.0
 """Seconds that a body may take to arrive."""
 
+_JSON = b"application/json"
 _is_request_id = re.compile(rb"[!-~]{1,128}").fullmatch
 _is_idempotency_key = re.compile(r"[!-~]{1,255}").fullmatch
 
@@ -56,8 +57,8 @@ class Request:
         self._receive = receive
         self._scope = scope
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self._headers.get(b"x-request-id", b"")
-        self.id = given.decode() if _is_request_id(given) else secrets.token_hex(16)
+        given = self._headers.get(b"x-request-id")
+        self.id = given.decode() if given is not None and _is_request_id(given) else secrets.token_hex(16)
         self.method: str = "GET" if scope["method"] == "HEAD" else scope["method"]
         self.wants_body: bool = scope["method"] != "HEAD"
         self.segments = _segments(scope)
@@ -76,8 +77,11 @@ class Request:
     @property
     def item_id(self) -> str:
         """The id in the path. Raises InvalidArgument."""
+        segment = self.segments[1]
         try:
-            return arguments.slot_id(unquote_to_bytes(self.segments[1]).decode(), "id")
+            if "%" in segment:
+                segment = unquote_to_bytes(segment).decode()
+            return arguments.slot_id(segment, "id")
         except UnicodeDecodeError:
             raise InvalidArgument("id", "must be UTF-8, percent-encoded") from None
 
@@ -122,7 +126,6 @@ class Request:
         length = self._headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 9 or int(length) > MAX_BODY:
             raise _too_long()
-        kind = self._headers.get(b"content-type", b"application/json").split(b";")[0].strip().lower()
         reading = self._whole()
         try:
             # Mostly it is all there. A timer would take longer than to read it, and is set only if there is a wait.
@@ -133,7 +136,7 @@ class Request:
             body = await self._rest(reading, waits_for)
         if len(body) > MAX_BODY:
             raise _too_long()
-        if body and kind != b"application/json" and not kind.endswith(b"+json"):
+        if body and not _is_json(self._headers.get(b"content-type", _JSON)):
             raise InvalidArgument("Content-Type", "must be application/json")
         return body
 
@@ -157,13 +160,16 @@ class Request:
             self._scope[ABORT]()
 
     async def _whole(self) -> bytes:
-        body, more = bytearray(), True
-        while more:
+        message = await self._next()
+        first: bytes = message.get("body", b"")
+        if not message.get("more_body"):
+            return first  # nearly always
+        body = bytearray(first)
+        while message.get("more_body"):
             if len(body) > MAX_BODY:
                 raise _too_long()
             message = await self._next()
             body += message.get("body", b"")
-            more = message.get("more_body", False)
         return bytes(body)
 
     async def _next(self) -> Message:
@@ -190,6 +196,13 @@ def _resumed(begun: Coroutine[Any, None, T], waits_for: Any) -> Generator[Any, N
 
 def _too_long() -> InvalidArgument:
     return InvalidArgument("body", f"must be at most {MAX_BODY:,} bytes")
+
+
+def _is_json(kind: bytes) -> bool:
+    if kind == _JSON:
+        return True  # nearly always
+    kind = kind.split(b";")[0].strip().lower()
+    return kind == _JSON or kind.endswith(b"+json")
 
 
 def _segments(scope: Scope) -> list[str]:
