@@ -86,6 +86,7 @@ class Application:
         heartbeat: After how long a silence a stream shows that it lives: proxies close what is silent for a minute.
         close_engine: Close the engine at the end of the ASGI lifespan. Whoever made it closes it: say True only if
             nobody else does.
+        tell: Is told the facts of each request that was answered; None: they are logged.
 
     Raises:
         InvalidArgument: An argument is wrong.
@@ -103,6 +104,7 @@ class Application:
         max_streams: int | None = 20,
         heartbeat: timedelta = timedelta(seconds=15),
         close_engine: bool = False,
+        tell: Callable[[Mapping[str, Any]], object] | None = None,
     ) -> None:
         if engine._settings.scope == "any":  # noqa: SLF001 - our own
             raise InvalidArgument("engine", "must refuse unregistered slots: an answer is always a slot")
@@ -120,12 +122,11 @@ class Application:
         self._rate_limit = None if rate_limit is None else RateLimit(*rate_limit)
         self._max_locks = max_locks
         self._close_engine = close_engine
+        self._tell = tell or _log
         self._keyring = Keyring(engine)
         self._metrics = Metrics()
         self._streams = streams.Streams(engine, self._metrics, max_streams, silence)
         self._readiness = readiness.Readiness(engine)
-        # What the lines of all requests have in common.
-        self._line = log.makeRecord(log.name, logging.INFO, __file__, 0, "request", (), None)
         engine._coalescer.on_batch = self._metrics.batches.observe  # noqa: SLF001 - our own
         document = openapi.document(ENDPOINTS)
         self._pages = {"/openapi.json": (_JSON, json.dumps(document).encode()), "/docs": (_HTML, page.of(document))}
@@ -310,8 +311,8 @@ class Application:
             self._metrics.refused.labels(work.route, response.code, reason).inc()
         elif work.endpoint is not None and (granted := self._metrics.granted.get(work.endpoint.name)):
             granted.inc()
-        if log.isEnabledFor(logging.INFO):
-            facts = {
+        self._tell(
+            {
                 "method": work.request.method,
                 "route": work.route.partition(" ")[2],
                 "status": response.status,
@@ -321,18 +322,7 @@ class Application:
                 "key_id": "" if work.key is None else work.key.id,
                 "address": work.request.address,
             }
-            log.handle(self._line_of(facts))
-
-    def _line_of(self, facts: dict[str, Any]) -> logging.LogRecord:
-        # Not log.info, nor a record made anew: both find out what is the same for all lines of requests, and that
-        # takes longer than all the rest.
-        line = logging.LogRecord.__new__(logging.LogRecord)
-        line.__dict__ = self._line.__dict__.copy()
-        line.created = time.time()
-        line.msecs = line.created % 1 * 1000
-        line.relativeCreated += (line.created - self._line.created) * 1000
-        line.facts = facts
-        return line
+        )
 
     # What takes no key
 
@@ -369,6 +359,12 @@ class _Work:
         self.endpoint: Endpoint | None = None
         self.key: ApiKeyInfo | None = None
         self.error: OverbookedError | None = None
+
+
+def _log(facts: Mapping[str, Any]) -> None:
+    if log.isEnabledFor(logging.INFO):
+        # Not log.info: that looks for the line of code it was called from, which costs as much as all the rest.
+        log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "request", (), None, extra={"facts": facts}))
 
 
 def _origin(text: str) -> bytes:

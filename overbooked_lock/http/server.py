@@ -18,7 +18,8 @@ import socket
 import ssl
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache, partial
@@ -137,8 +138,8 @@ def build(settings: Settings) -> Application:
     if settings.workers > 1:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal tells us all: who started us sends SIGTERM
     gc.set_threshold(20_000, 50, 50)
-    log_to_stderr(settings.log_format)
-    return create_app(_engine(settings), close_engine=True, **settings.app)
+    log = log_to_stderr(settings.log_format)
+    return create_app(_engine(settings), close_engine=True, tell=log.request, **settings.app)
 
 
 def _engine(settings: Settings) -> AsyncLockEngine:
@@ -294,38 +295,45 @@ class _Protocol(HttpToolsProtocol):
 # Logs
 
 
-def log_to_stderr(form: LogFormat) -> None:
+def log_to_stderr(form: LogFormat) -> Log:
     """Sends our log and what uvicorn warns of to stderr."""
     # What no line shows need not be found out for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    handler = _Gathered(sys.stderr)
-    handler.setFormatter(_Lines() if form == "text" else _Json())
+    handler = Log(sys.stderr, _text if form == "text" else _json)
     for name, level in (("overbooked_lock", logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.setLevel(level)
         logger.propagate = False
+    return handler
 
 
-class _Gathered(logging.StreamHandler[TextIO]):
+class Log(logging.StreamHandler[TextIO]):
     """Writes what is logged within a moment at once: a write costs more than its lines. Warnings do not wait."""
 
     MOMENT = 0.02  # seconds
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, line: Callable[[float, str, str, Mapping[str, Any]], str]) -> None:
         super().__init__(stream)
+        self._line = line
         self._gathered: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
+
+    def request(self, facts: Mapping[str, Any]) -> None:
+        """Logs a request. The way through logging, with a record for each, would take longer than to write it."""
+        with self.lock or contextlib.nullcontext():
+            self._gathered.append(self._line(time.time(), "INFO", "request", facts))
+            self._flush_soon()
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._line(record.created, record.levelname, record.getMessage(), getattr(record, "facts", {}))
 
     def emit(self, record: logging.LogRecord) -> None:
         self._gathered.append(self.format(record))
         if record.levelno > logging.INFO:
             self.flush()
-        elif self._timer is None:
-            try:
-                self._timer = asyncio.get_running_loop().call_later(self.MOMENT, self.flush)
-            except RuntimeError:
-                self.flush()
+        else:
+            self._flush_soon()
 
     def flush(self) -> None:
         with self.lock or contextlib.nullcontext():
@@ -334,29 +342,29 @@ class _Gathered(logging.StreamHandler[TextIO]):
                 self.stream.write("\n".join(lines) + "\n")
             super().flush()
 
+    def _flush_soon(self) -> None:
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(self.MOMENT, self.flush)
+            except RuntimeError:
+                self.flush()
 
-def _time(record: logging.LogRecord) -> str:
-    return f"{_second(int(record.created))}.{int(record.msecs):03}Z"
+
+def _text(at: float, level: str, message: str, facts: Mapping[str, Any]) -> str:
+    """``2030-06-01T18:00:00.000Z INFO request method=POST route=/slots/{id}/lock status=200 …``."""
+    words = [f"{name}={value}" for name, value in facts.items() if value != ""]
+    return " ".join([_date(at), level, message, *words])
+
+
+def _json(at: float, level: str, message: str, facts: Mapping[str, Any]) -> str:
+    """The same facts, as a JSON object a line."""
+    return json.dumps({"time": _date(at), "level": level, "message": message, **facts})
+
+
+def _date(timestamp: float) -> str:
+    return f"{_second(int(timestamp))}.{int(timestamp % 1 * 1000):03}Z"
 
 
 @lru_cache(maxsize=2)
 def _second(timestamp: int) -> str:
     return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-class _Lines(logging.Formatter):
-    """``2030-06-01T18:00:00.000Z INFO request method=POST route=/slots/{id}/lock status=200 …``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts: dict[str, Any] = getattr(record, "facts", {})
-        words = [f"{name}={value}" for name, value in facts.items() if value != ""]
-        return " ".join([_time(record), record.levelname, record.getMessage(), *words])
-
-
-class _Json(logging.Formatter):
-    """The same facts, as a JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        facts: dict[str, Any] = getattr(record, "facts", {})
-        head = {"time": _time(record), "level": record.levelname, "message": record.getMessage()}
-        return json.dumps(head | facts)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def test_it_can_be_mounted(serve: Callable[..., Served], host: type[Starlette], 
     assert error_of(api.call("GET", f"{prefix}/nothing")) == ("E002", 404)
     assert api.call("GET", f"{prefix}/").is_success
     assert api.client.get(f"{prefix}/docs").is_success
+
+
+def test_a_host_learns_of_each_request(serve: Callable[..., Served], caplog: pytest.LogCaptureFixture) -> None:
+    """From the log, or by a function of its own; either way the same."""
+    facts = list[Mapping[str, Any]]()
+    with caplog.at_level(logging.INFO, "overbooked_lock.http"):
+        serve().call("GET", "/healthz", key=None)
+        serve(tell=facts.append).call("GET", "/healthz", key=None)
+    [logged] = [record.__dict__["facts"] for record in caplog.records if record.name == "overbooked_lock.http"]
+    [told] = facts
+    assert [logged[name] for name in ("method", "route", "status")] == ["GET", "/healthz", 200]
+    assert told.keys() == logged.keys()
+    assert all(told[name] == logged[name] for name in told.keys() - {"ms", "request_id"})
 
 
 async def test_the_example_in_the_reference_works() -> None:
