@@ -141,6 +141,14 @@ def test_an_unlock_whose_reply_is_lost_frees_the_slot(engine: LockEngine, proxy:
     assert not store.is_locked("a")
 
 
+def test_an_unlock_by_key_alone_whose_reply_is_lost_tells_what_it_found(engine: LockEngine, proxy: Proxy) -> None:
+    """Without a fencing token nobody can know that the lock was there before."""
+    engine.lock("a", lock_key="desk 4", lock_for=MINUTE)
+    proxy.lose_reply(UNLOCK)
+    assert not engine.unlock("a", lock_key="desk 4").released
+    assert proxy.done["lose_reply"] == 1
+
+
 def test_a_lock_under_a_quota_whose_reply_is_lost_counts_once(engine: LockEngine, proxy: Proxy) -> None:
     """The lock made again is the one that was counted."""
     quota = Quota("till 7", most=1)
