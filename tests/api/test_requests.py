@@ -121,6 +121,18 @@ def test_e013_bodies_that_are_no_json_object(api: Served, body: bytes) -> None:
     assert error_of(refused) == ("E013", 400)
 
 
+@pytest.mark.parametrize(("around", "fine"), [("{}", True), (" \t\r\n{}\n", True), ("{} {{}}", False), ("{}x", False)])
+def test_what_may_stand_around_a_body(api: Served, around: str, fine: bool) -> None:
+    """White space, and nothing else: what follows would be passed over in silence."""
+    body = around.format(f'{{"lock_key":"k","lock_until":"{soon()}"}}').encode()
+    headers = {"Content-Type": "application/json"}
+    answer = api.call("POST", f"/slots/{api.slot()['id']}/lock", headers=headers, content=body)
+    if fine:
+        assert answer.is_success
+    else:
+        assert error_of(answer) == ("E013", 400)
+
+
 @pytest.mark.parametrize("key", ['"\\ud800"', '"a\\u0000b"'])
 def test_odd_lock_keys(api: Served, key: str) -> None:
     """NUL is a character like any other, half a surrogate pair is none."""

@@ -54,6 +54,14 @@ async def test_many_callers_share_few_calls(
     assert all(result.released for result in unlocked)
 
 
+async def test_callers_of_many_slots_each_share_a_call(async_lock_engine: AsyncLockEngine, ids: list[str]) -> None:
+    """However many each named, each gets the answers to its own."""
+    locks = await async_lock_engine.lock_many(ids[:12], lock_for=MINUTE)
+    shares = [locks[:1], locks[1:3], locks[3:7], locks[7:12]]
+    ended = await asyncio.gather(*map(async_lock_engine.unlock_many, shares))
+    assert [[one.slot_id for one in share] for share in ended] == [[lock.slot_id for lock in share] for share in shares]
+
+
 @pytest.mark.parametrize(
     ("callers", "expected"),
     [(2, [1, 1]), (99, [49, 50]), (143, [71, 72]), (144, [48, 48, 48]), (200, [66, 67, 67]), (384, [128, 128, 128])],
