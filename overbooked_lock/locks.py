@@ -265,7 +265,7 @@ Claim = Lock | ClaimRequest
 
 def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each", *, fair: bool = False) -> Call[Lock]:
     names = settings.keys
-    args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
+    args: list[str | int] = [*names.naming, str(settings.max_lock_ms), settings.scope, mode]
     for request in requests:
         args += request.slot_id, request.lock_key, request.until
         quota = request.quota
@@ -289,7 +289,7 @@ def lock_fair(settings: Settings, requests: Sequence[LockRequest]) -> Call[Lock]
 
 def extend(settings: Settings, requests: Sequence[LockRequest], mode: str = "each") -> Call[Lock]:
     names = settings.keys
-    args: list[str | int] = [*names.naming, settings.max_lock_ms, settings.scope, mode]
+    args: list[str | int] = [*names.naming, str(settings.max_lock_ms), settings.scope, mode]
     for request in requests:
         args += request.slot_id, request.lock_key, request.until, request.fencing_token
     keys = names.of_locks(slots_of(requests))
@@ -332,10 +332,10 @@ def force_unlock(settings: Settings, claims: Sequence[Claim]) -> Call[Unlocked]:
     return unlock(settings, claims, "force")
 
 
-def _claim_fields(claims: Sequence[Claim]) -> list[str | int]:
-    words: list[str | int] = []
+def _claim_fields(claims: Sequence[Claim]) -> list[str]:
+    words: list[str] = []
     for claim in claims:
-        words += claim.slot_id, claim.lock_key, claim.fencing_token
+        words += claim.slot_id, claim.lock_key, str(claim.fencing_token)
     return words
 
 
