@@ -52,10 +52,13 @@ local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))
 local held = redis.call('HMGET', locks, unpack(ids))
 
--- Of the record's first line, the end is the last field.
 local latest_ms = tonumber(to_ms)
 local function ends_in_time(record)
-  return not latest_ms or tonumber(string.match(record, '^[^\n]* (%-?%d+)\n')) <= latest_ms
+  if not latest_ms then
+    return true
+  end
+  local end_ms = tonumber(string.match(record, '^2%a%a %d+ %d+ %d+ (%-?%d+) ') or '')
+  return end_ms and end_ms <= latest_ms
 end
 
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}

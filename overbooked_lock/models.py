@@ -149,8 +149,8 @@ def _read(slot_id: str, record: bytes) -> tuple[dict[str, Any], str]:
 
     Who wrote the record has validated them. Raises ValueError, IndexError, OverflowError.
     """
-    head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
-    flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
+    head, resource_id, start_date, end_date, metadata = record.decode().split("\n", 4)
+    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = head.split(" ")
     start, end = datetime.fromisoformat(start_date), datetime.fromisoformat(end_date)
     if start.tzinfo is None or end.tzinfo is None:
         raise ValueError(slot_id)
@@ -185,8 +185,8 @@ def _written(slot_id: str, record: bytes) -> tuple[str, str]:
 
     Raises ValueError, IndexError, OverflowError.
     """
-    head, start_date, end_date, resource_id, metadata = record.decode().split("\n", 4)
-    flags, capacity, active, cancelled, created_ms, updated_ms, _, _ = head.split(" ")
+    head, resource_id, start_date, end_date, metadata = record.decode().split("\n", 4)
+    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = head.split(" ")
     from_json(metadata)  # whatever stands in the record, what goes out is JSON
     before = (
         f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'

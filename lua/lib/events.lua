@@ -8,10 +8,8 @@ local told, told_count = {unpack(KEYS)}, 0
 local EVENTS_KEPT = 10000
 
 local function tell(kind, id, record, until_ms, token, ticket)
-  -- The fourth line of a record (see record). To look for the ends of lines takes half as long as to match them.
+  -- The second line of a record (see record). To look for the ends of lines takes half as long as to match them.
   local before = record and string.find(record, '\n', 1, true)
-  before = before and string.find(record, '\n', before + 1, true)
-  before = before and string.find(record, '\n', before + 1, true)
   local after = before and string.find(record, '\n', before + 1, true)
   local resource_id = after and string.sub(record, before + 1, after - 1) or ''
   local line = kind .. '\t' .. id .. '\t' .. resource_id .. '\t' .. (until_ms or '0') .. '\t' .. (token or '0')

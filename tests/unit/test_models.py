@@ -37,8 +37,8 @@ PAYLOAD = """{
 }"""
 UNTIL = datetime(2020, 12, 19, 16, tzinfo=UTC)
 RECORD = (
-    b"1LA 1 0 0 1608392662854 1608392662854 1603312200000 1603313400000\n"
-    b"2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n5b003c67-f69f-471b-9268-3896a9a3df29\n{}"
+    b"2LA 0 0 1 1603313400000 1603312200000 1608392662854 1608392662854\n"
+    b"5b003c67-f69f-471b-9268-3896a9a3df29\n2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n{}"
 )
 UNTIL_MS = arguments.to_milliseconds(UNTIL)
 LOCK = Lock("3751095a-b4ef-41a3-98a3-b8a0eecfc332", "secret-key", UNTIL_MS, 1795342754587123, False, RECORD, 0.0)
@@ -82,11 +82,12 @@ def test_a_slot_is_immutable() -> None:
     "record",
     [
         b"",
-        b"2LA 1",
+        b"2LA 0",
+        b"1LA 1 0 0 1608392662854",
         RECORD.replace(b"{}", b"{"),
         RECORD.replace(b"{}", b"[]"),
-        RECORD.replace(b"1LA 1 ", b"1LA x "),
-        RECORD.replace(b"1LA 1 ", b"1 1 "),
+        RECORD.replace(b"2LA 0 0 1 ", b"2LA 0 0 x "),
+        RECORD.replace(b"2LA 0 0 1 ", b"2 0 0 1 "),
         RECORD.replace(b"T22:30:00+02:00", b"T22:30:00"),
         RECORD.replace(b"T22:30:00+02:00", b"T22:30:00 o'clock"),
         b"\xff\n\n\n\n",
@@ -154,7 +155,7 @@ def _see_often(slot_id: str, record: bytes) -> None:
 
 def test_what_was_read_is_kept_of_a_slot_that_is_seen_often() -> None:
     """As it was last; and it is not taken for what another slot has."""
-    record = RECORD.replace(b"1LA 1 ", b"1LA 7 ")
+    record = RECORD.replace(b"2LA 0 0 1 ", b"2LA 0 0 7 ")
     _see_often("often", RECORD)
     assert _is_kept("often", RECORD)
     assert models._read("often", record)[0]["capacity"] == 7
@@ -194,7 +195,7 @@ def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
     start=st.datetimes(timezones=st.timezones()).filter(lambda date: 1970 < date.year < 9990),
     until_ms=st.just(0) | st.integers(1_600_000_000_000, 253_402_300_799_999),
     numbers=st.tuples(*[st.integers(0, 10**9)] * 3),
-    flags=st.sampled_from(["1LA", "1LD", "1NA", "1ND"]),
+    flags=st.sampled_from(["2LA", "2LD", "2NA", "2ND"]),
     available=st.booleans(),
 )
 def test_the_text_of_a_payload_is_its_models(
@@ -211,8 +212,8 @@ def test_the_text_of_a_payload_is_its_models(
     capacity, active, cancelled = numbers
     start_date, end_date = given_date(start), given_date(start + timedelta(hours=1))
     record = (
-        f"{flags} {capacity} {active} {cancelled} 1600000000123 1600000000456 0 1\n{start_date}\n{end_date}\n"
-        f"{resource_id}\n{arguments.metadata(metadata)}"
+        f"{flags} {active} {cancelled} {capacity} 1 0 1600000000123 1600000000456\n"
+        f"{resource_id}\n{start_date}\n{end_date}\n{arguments.metadata(metadata)}"
     ).encode()
     model = Slot.from_record(slot_id, record, until_ms, available=available)
     assert json.loads(slot_json(slot_id, record, until_ms, available=available)) == json.loads(model.model_dump_json())
@@ -223,6 +224,6 @@ def test_the_text_of_a_payload_is_its_models(
 @pytest.mark.parametrize("metadata", ["", "{", "{}x", "junk", '{"a":1'])
 def test_a_text_that_would_be_no_json_is_told(metadata: str) -> None:
     """Whatever stands in the record."""
-    record = f"1LA 1 0 0 1 1 0 1\n2030-01-01T00:00:00Z\n2030-01-01T01:00:00Z\nr\n{metadata}".encode()
+    record = f"2LA 0 0 1 1 0 1 1\nr\n2030-01-01T00:00:00Z\n2030-01-01T01:00:00Z\n{metadata}".encode()
     with pytest.raises(StoreCorrupt):
         slot_json("s", record, 0, available=True)
