@@ -4,15 +4,15 @@
 -- never brings the holder of a quota above it.
 -- KEYS: locks, expiry, events, then per slot: lock, record
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, max_lock_ms, scope, mode, then per slot: slot_id,
--- lock_key, until, quota
+-- lock_key, until
 --   scope is "registered", or "any" where a slot needs no record; mode is "each" or "all";
---   until is a date in ms, or +ms counted from now;
---   quota is empty, or how many live locks its holder may have, a space, and the key that counts them
+--   until is a date in ms, or +ms counted from now; under a quota, then a space, how many live locks its holder may
+--   have, a space, and the key that counts them
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token
 --   of what is too many, locked_until_ms is the first end of the holder's locks, and 0 if the call asks for more at
 --   once than the quota allows
 -- Tags: locked, yours, taken, too_many, not_found, not_lockable, disabled, full, past, too_long, corrupt, withheld
-local FIRST_KEY, HEAD, STRIDE = 4, 7, 4
+local FIRST_KEY, HEAD, STRIDE = 4, 7, 3
 local FAIR, MAKES = false, true
 -- include: clock
 -- include: slots

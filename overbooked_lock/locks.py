@@ -267,9 +267,10 @@ def lock(settings: Settings, requests: Sequence[LockRequest], mode: str = "each"
     names = settings.keys
     args: list[str | int] = [*names.naming, str(settings.max_lock_ms), settings.scope, mode]
     for request in requests:
-        args += request.slot_id, request.lock_key, request.until
-        quota = request.quota
-        args.append("" if quota is None else f"{quota.most} {names.locks_of(quota.holder)}")
+        until, quota = request.until, request.quota
+        if quota is not None:
+            until = f"{until} {quota.most} {names.locks_of(quota.holder)}"
+        args += request.slot_id, request.lock_key, until
         if fair:
             args.append(request.ticket)
     keys = names.of_locks(slots_of(requests))

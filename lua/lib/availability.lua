@@ -1,12 +1,13 @@
 -- The one place that says whether a slot can be taken.
+local sub, match = string.sub, string.match  -- a global is looked up by its name each time
 
 -- Why nobody can book this slot, nil if somebody can; then whether it is lockable.
 local function unbookable(record)
   -- Mostly it is lockable and active, and nobody has booked it: to see just that takes a third as long.
-  if string.sub(record, 1, 6) == '2LA 0 ' then
+  if sub(record, 1, 6) == '2LA 0 ' then
     return nil, 'L'
   end
-  local lockable, status, active, capacity = string.match(record, '^2(%a)(%a) (%d+) %d+ (%d+) ')
+  local lockable, status, active, capacity = match(record, '^2(%a)(%a) (%d+) %d+ (%d+) ')
   if not lockable then
     return 'corrupt'
   elseif status ~= 'A' then

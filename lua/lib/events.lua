@@ -6,12 +6,13 @@
 -- Each slot has two of KEYS: with as many places to begin with it need not grow while an event of each is told.
 local told, told_count = {unpack(KEYS)}, 0
 local EVENTS_KEPT = 10000
+local find, sub = string.find, string.sub  -- a global is looked up by its name each time
 
 local function tell(kind, id, record, until_ms, token, ticket)
   -- The second line of a record (see record). To look for the ends of lines takes half as long as to match them.
-  local before = record and string.find(record, '\n', 1, true)
-  local after = before and string.find(record, '\n', before + 1, true)
-  local resource_id = after and string.sub(record, before + 1, after - 1) or ''
+  local before = record and find(record, '\n', 1, true)
+  local after = before and find(record, '\n', before + 1, true)
+  local resource_id = after and sub(record, before + 1, after - 1) or ''
   local line = kind .. '\t' .. id .. '\t' .. resource_id .. '\t' .. (until_ms or '0') .. '\t' .. (token or '0')
   told_count = told_count + 1
   told[told_count] = ticket and line .. '\t' .. ticket or line

@@ -1,6 +1,13 @@
 -- What `lock` and `extend` are: for every slot it is decided first, then all is written. MAKES says whether a slot
 -- that nothing holds gets a new lock, FAIR whether who finds it taken joins the line.
+local format = string.format  -- a global is looked up by its name each time
 local max_lock_ms, scope, mode = tonumber(ARGV[5]), ARGV[6], ARGV[7]
+
+-- The date of an `until` in ms, and the quota after it if there is one.
+local function read_until(given)
+  local sign, ms, quota = string.match(given, '^(%+?)(%-?%d+) ?(.*)$')
+  return sign == '+' and now_ms + ms or tonumber(ms), quota ~= '' and quota or nil
+end
 
 -- Each call that adds n locks sweeps up to 2n that ended, so what is left behind can't pile up where no sweeper runs.
 -- Nothing waits for it: a lock is live as long as its key is.
@@ -8,17 +15,23 @@ local ended = redis.call('ZRANGEBYSCORE', expiry, '-inf', now_ms - 1, 'WITHSCORE
 
 -- Mostly all slots are free, and nothing ended, waits or is limited. Then nothing of `more` is needed; to make its
 -- functions would cost such a call as much as all else it does.
-local plain, seen = #ended == 0 and MAKES and not FAIR, 0
+local plain, missing, missing_count, given_before = #ended == 0 and MAKES and not FAIR, room_for(count), 0, nil
 for i = 1, count do
+  local given = ARGV[HEAD + (i - 1) * STRIDE + 3]
   if values[2 * i - 1] then
-    plain, seen = false, seen + 1
+    plain = false
+  else
+    missing_count = missing_count + 1
+    missing[missing_count] = names[2 * i - 1]
   end
-  if values[2 * i] then
-    seen = seen + 1
+  if not values[2 * i] then
+    missing_count = missing_count + 1
+    missing[missing_count] = names[2 * i]
   end
-  if tokens[i + 1] or first[i] ~= i or ARGV[HEAD + (i - 1) * STRIDE + 4] ~= '' then
+  if tokens[i + 1] or first[i] ~= i or given ~= given_before and string.find(given, ' ', 1, true) then
     plain = false
   end
+  given_before = given
 end
 local more
 if not plain then
@@ -39,31 +52,25 @@ if not plain then
 end
 
 -- MGET shows a key of another type as missing, EXISTS counts it. A foreign key must fail its own slot, and that before
--- anything is written; each is looked at only when the counts differ.
-local some_foreign = redis.call('EXISTS', unpack(names)) > seen
+-- anything is written; each is looked at only if there is one.
+local some_foreign = missing_count > 0 and redis.call('EXISTS', unpack(missing, 1, missing_count)) > 0
 
 local reply, refused, quotas = room_for(1 + 4 * count), false, nil
 reply[1] = now_us
 local granted, granted_count, prolonged, joining = room_for(count), 0, {}, {}
 local fields, dates, written = room_for(2 + 2 * count), room_for(2 * count), 0
-local date_given, date_ms, date_text, dates_given = nil, nil, nil, 0
+local given, date_ms, date_text, quota, dates_given = nil, nil, nil, nil, 0
 for i = 1, count do
   local argument_at, at, row = HEAD + (i - 1) * STRIDE, first[i], 4 * i - 3
-  local id, lock_key, given = ids[i], ARGV[argument_at + 2], ARGV[argument_at + 3]
-  local token, quota = ARGV[argument_at + 4], ''
-  if MAKES then
-    token, quota = '', token
-  end
+  local id, lock_key = ids[i], ARGV[argument_at + 2]
   local key, record, had = values[2 * at - 1], values[2 * at], tokens[at + 1]
   local tag, lockable, free_at, turn
 
   -- A date in ms, or with a plus sign a duration in ms that is counted from now. Mostly it is that of the slot before.
-  if given ~= date_given then
-    date_given, date_ms, dates_given = given, tonumber(given), dates_given + 1
-    if string.byte(given) == 43 then
-      date_ms = now_ms + date_ms
-    end
-    date_text = string.format('%d', date_ms)
+  if given ~= ARGV[argument_at + 3] then
+    given, dates_given = ARGV[argument_at + 3], dates_given + 1
+    date_ms, quota = read_until(given)
+    date_text = format('%d', date_ms)
   end
   local until_ms = date_ms
 
@@ -82,7 +89,7 @@ for i = 1, count do
   end
   if not tag then
     if key then
-      tag = more.claim_on(i, lock_key, token)
+      tag = more.claim_on(i, lock_key, MAKES and '' or ARGV[argument_at + 4])
     else
       tag = MAKES and 'locked' or 'gone'
     end
@@ -95,7 +102,7 @@ for i = 1, count do
         tag, turn = 'locked', head
       end
     end
-    if quota ~= '' then  -- never in `extend`, which does not have what counts
+    if quota then
       quotas = quotas or more.new_quotas()
       local first_end
       tag, first_end = quotas.count_in(quota, tag, until_ms)
@@ -126,8 +133,8 @@ for i = 1, count do
     if before_ms and before_ms > until_ms then
       until_ms = before_ms
     end
-    local until_text = until_ms == date_ms and date_text or string.format('%d', until_ms)
-    local token_text = string.format('%d', fencing_token)
+    local until_text = until_ms == date_ms and date_text or format('%d', until_ms)
+    local token_text = format('%d', fencing_token)
     if until_ms ~= before_ms then
       tell(key and 'extended' or 'locked', id, record, until_text, token_text)
     end
@@ -147,7 +154,7 @@ for i = 1, count do
         -- Another client set this key by hand: it needs a token that can say that somebody waits.
         last_token = math.max(last_token + 1, now_us)
         tokens[at + 1] = last_token
-        fields[written + 3], fields[written + 4] = id, string.format('%d %d', last_token, more.end_of(i))
+        fields[written + 3], fields[written + 4] = id, format('%d %d', last_token, more.end_of(i))
         dates[written + 1], dates[written + 2] = more.end_of(i), id
         written = written + 2
       end

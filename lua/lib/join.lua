@@ -3,7 +3,7 @@
 local function join(joining)
   local signs, foreign = {}, {}
   for order, i in ipairs(joining) do
-    local line, lock_key, ticket = line_of(ids[i], lock_name(i)), argument(i, 2), argument(i, 5)
+    local line, lock_key, ticket = line_of(ids[i], lock_name(i)), argument(i, 2), argument(i, 4)
     local until_ms = now_ms + TICKET_MS
     local kept = redis.pcall('HSET', line.tickets, ticket, ticket_text(until_ms, 0, lock_key))
     local queued = type(kept) == 'number' and redis.pcall('ZADD', line.queue, 'NX', now_us + order, ticket)

@@ -79,8 +79,8 @@ local function new_quotas()
   function quotas.write(granted, granted_count)
     for n = 1, granted_count do
       local i = granted[n]
-      local quota = argument(i, 4)
-      if quota ~= '' then
+      local _, quota = read_until(argument(i, 3))
+      if quota then
         local fields = holders[string.match(quota, ' (.*)$')].fields
         fields[#fields + 1], fields[#fields + 2] = ids[i], tokens[first[i] + 1]
       end

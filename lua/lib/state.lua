@@ -9,8 +9,11 @@ local tokens = redis.call('HMGET', locks, '', unpack(ids))
 local last_token = tonumber(tokens[1]) or 0
 local ends = {unpack(tokens, 2)}
 for i = 1, #ids do
-  if tokens[i + 1] then
-    tokens[i + 1], ends[i] = string.match(tokens[i + 1], HELD)
+  local held = tokens[i + 1]
+  if held then
+    -- As HELD has it, which would take twice as long to match.
+    local space = string.find(held, ' ', 1, true)
+    tokens[i + 1], ends[i] = space and string.sub(held, 1, space - 1), space and string.sub(held, space + 1)
   end
 end
 local lapsed = {}  -- the slots whose lock ended by its date, and that were told of it here
