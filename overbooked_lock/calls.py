@@ -69,7 +69,7 @@ class Call(NamedTuple, Generic[T]):
 
     def _pack(self, command: str, script: str) -> bytes:
         words: list[Any] = [command, script, str(len(self.keys)), *self.keys, *self.args]
-        # Nearly all words are short and plain. For such a one hiredis takes twice as long, most of it to print its length.
+        # Nearly all words are short and plain. For such a one hiredis takes twice as long, mostly to print its length.
         try:
             parts = [""] * (2 * len(words))
             parts[0::2] = map(_HEADS.__getitem__, map(len, words))

@@ -1,6 +1,6 @@
 """The executor of the async engine: merges what the callers of one event loop ask for into few calls for many slots.
 
-Runs wait in a queue. Two or three batches of them are under way, each on a connection of its own: requests
+Runs wait in a queue. Two batches of them are under way, each on a connection of its own: requests
 that run the same script share a call, and the calls of a batch are sent together. Nobody waits for company: a run
 that comes while a connection is free is sent at the end of the loop's turn, and runs gather only while all are busy.
 
@@ -30,12 +30,8 @@ from overbooked_lock.calls import Builder, Call, Settings
 from overbooked_lock.errors import StoreUnavailable
 from overbooked_lock.stream import sweep
 
-_LEAST_IN_FLIGHT, _MOST_IN_FLIGHT = 2, 3
-"""While the server works on one batch, we pack and parse another. A third keeps both of us busy where neither takes
-always as long as the other, but is worth it only if it makes no small batches."""
-
-_GOOD_BATCH = 48
-"""Runs in a batch: with fewer, each costs noticeably more."""
+_IN_FLIGHT = 2
+"""While the server works on one batch, we pack and parse another. More would be smaller, and each run cost more."""
 
 _MAX_BATCH = 128
 """Slots in a batch: beyond it the gain per slot is gone, and the server is held longer."""
@@ -96,10 +92,11 @@ class Coalescer:
             loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", store.CLOSED)
-        run, future = _Run().start(self._timeout), loop.create_future()
+        run, future, timeout = _Run(), loop.create_future(), self._timeout
         run.build, run.requests, run.alone, run.future = build, requests, alone, future
+        run.timeout, run.deadline = timeout, time.monotonic() + timeout
         self._queue.append(run)
-        if not self._flush_is_due and self._in_flight < _MOST_IN_FLIGHT:
+        if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
             self._flush_soon(loop)
         return future
 
@@ -141,12 +138,9 @@ class Coalescer:
         after it.
         """
         self._flush_is_due = False
-        while self._queue and not self._closed:
+        while self._queue and self._in_flight < _IN_FLIGHT and not self._closed:
             unanswered = len(self._queue) + self._in_flight * self._last_batch
-            batches = min(max(unanswered // _GOOD_BATCH, _LEAST_IN_FLIGHT), _MOST_IN_FLIGHT)
-            if self._in_flight >= batches:
-                return
-            batch = self._take(ceil(unanswered / batches))
+            batch = self._take(ceil(unanswered / _IN_FLIGHT))
             if not batch:
                 continue
             self._in_flight += 1

@@ -335,7 +335,9 @@ class LockEngine:
         within: float | None = None,
     ) -> Sequence[T | OverbookedError]:
         call = build(self._settings, requests)
-        attempts = store.Attempts().start(self._timeout if within is None else min(self._timeout, within))
+        attempts = store.Attempts()
+        attempts.timeout = self._timeout if within is None else min(self._timeout, within)
+        attempts.deadline = time.monotonic() + attempts.timeout
         while True:
             wire, sent = None, False
             sent_at = time.monotonic()

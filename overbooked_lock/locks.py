@@ -72,9 +72,10 @@ class Locks(Waiting):
         """
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
-        quota = _quota(quota)
+        if quota is not None:
+            quota = _quota(quota)
         request = LockRequest(arguments.slot_id(slot_id), key, until, "", lock_key is None, quota)
-        if arguments.flag(fair, "fair"):
+        if fair is not False and arguments.flag(fair, "fair"):
             if wait is None:
                 raise InvalidArgument("fair", "needs wait: only who waits has a place in the line")
             request.ticket = secrets.token_hex(8)
@@ -104,7 +105,8 @@ class Locks(Waiting):
         """
         until = arguments.until(lock_until, lock_for, self._settings.max_lock_ms)
         key = arguments.new_lock_key() if lock_key is None else arguments.lock_key(lock_key)
-        quota = _quota(quota)
+        if quota is not None:
+            quota = _quota(quota)
         requests = [
             LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
             for slot_id in arguments.slot_ids(slot_ids)
@@ -210,8 +212,8 @@ def _unlock_all(requests: Sequence[LockRequest]) -> tuple[Builder[Unlocked], lis
     return unlock, [ClaimRequest(request.slot_id, request.lock_key) for request in requests]
 
 
-def _quota(quota: Quota | None) -> Quota | None:
-    if quota is None or isinstance(quota, Quota):
+def _quota(quota: object) -> Quota:
+    if isinstance(quota, Quota):
         return quota
     raise InvalidArgument("quota", "must be a Quota, or None")
 

@@ -11,7 +11,7 @@ import logging
 import random
 import re
 import time
-from typing import Any, Self
+from typing import Any
 
 import hiredis
 import redis.exceptions
@@ -72,21 +72,18 @@ def questions(channel: str) -> list[bytes]:
 
 
 class Attempts:
-    """The tries of one call, from ``start`` to its deadline by the monotonic clock.
+    """The tries of one call. Who makes it sets ``timeout``, in seconds, and the ``deadline`` by the monotonic clock.
 
     ``maybe_applied`` once a reply is missing. There is no ``__init__``: to have one called takes longer than what it
     would do, and each call has its attempts.
     """
 
+    timeout: float
+    deadline: float
     # Of the class as long as nothing failed: nearly every call is the first try of its kind, and the last.
     _count = 0
     _why = ""
     maybe_applied = False
-
-    def start(self, timeout: float) -> Self:
-        self._timeout = timeout
-        self.deadline = time.monotonic() + timeout
-        return self
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
@@ -94,7 +91,7 @@ class Attempts:
 
     def time_for_next(self) -> float:
         """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
-        left, step = self.time_left(), self._timeout / 16
+        left, step = self.time_left(), self.timeout / 16
         # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
         half = left / 2 // step * step
         return max(half, min(left, _SHORTEST_TRY), 0.001)
