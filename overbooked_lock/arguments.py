@@ -47,17 +47,18 @@ _is_name = re.compile(r"[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{0,100}").fullmatch
 _is_namespace = re.compile(r"(?!(?:slots?|bookings?|holder|api|answer)$)[A-Za-z0-9_.-]{1,64}").fullmatch
 
 
-def slot_id(value: object, name: str = "slot_id") -> str:
-    """An id of a slot or a resource: 1 to 255 characters, none of them a control character."""
+def slot_id(value: object, name: str = "slot_id", at: int | None = None) -> str:
+    """An id of a slot or a resource: 1 to 255 characters, none of them a control character; ``at`` where in a list."""
     # Mostly it is plain text, and to see that takes a third of the expression's time.
     if isinstance(value, str) and ((0 < len(value) <= 255 and value.isprintable()) or _is_id(value)):
         return value
+    name = name if at is None else f"{name}[{at}]"
     raise InvalidArgument(name, "must be a string of 1 to 255 characters without control characters")
 
 
 def slot_ids(values: object) -> list[str]:
     """1 to 512 ids, each once."""
-    ids = [slot_id(value, f"slot_ids[{at}]") for at, value in enumerate(many(values, "slot_ids"))]
+    ids = [slot_id(value, "slot_ids", at) for at, value in enumerate(many(values, "slot_ids"))]
     if not 1 <= len(ids) <= MAX_SLOTS:
         raise InvalidArgument("slot_ids", f"must name 1 to {MAX_SLOTS} slots")
     if len(set(ids)) < len(ids):

@@ -108,8 +108,7 @@ class Locks(Waiting):
         if quota is not None:
             quota = _quota(quota)
         requests = [
-            LockRequest(slot_id, key, until, key_is_new=lock_key is None, quota=quota)
-            for slot_id in arguments.slot_ids(slot_ids)
+            LockRequest(slot_id, key, until, "", lock_key is None, quota) for slot_id in arguments.slot_ids(slot_ids)
         ]
         attempt = partial(self._attempt, lock_many, requests, _unlock_all if lock_key is None else None, alone=True)
         return await (attempt() if wait is None else self._wait_for(attempt, requests[0], wait))
