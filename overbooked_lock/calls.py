@@ -71,9 +71,9 @@ class Call(NamedTuple, Generic[T]):
         words: list[Any] = [command, script, str(len(self.keys)), *self.keys, *self.args]
         # Nearly all words are short and plain. For such a one hiredis takes twice as long, mostly to print its length.
         try:
-            parts = [""] * (2 * len(words))
-            parts[0::2] = map(_HEADS.__getitem__, map(len, words))
-            parts[1::2] = words
+            heads = [_HEADS[len(word)] for word in words]
+            parts = heads + words
+            parts[0::2], parts[1::2] = heads, words
             text = f"*{len(words)}{''.join(parts)}\r\n"
             if text.isascii():
                 return text.encode()

@@ -13,11 +13,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import islice
 from math import ceil
-from operator import attrgetter
+from operator import itemgetter
 from threading import get_ident
 from typing import Any, cast
 
@@ -39,17 +39,9 @@ _MAX_BATCH = 128
 _TOO_LATE = "its turn did not come in time"
 
 
-class _Run(store.Attempts):
-    """What a caller asked for, its tries, and the future that the caller awaits."""
-
-    build: Builder[Any]
-    requests: Sequence[Any]
-    alone: bool
-    future: asyncio.Future[Any]
-
-    def fail(self, error: BaseException) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
+_Run = tuple[Builder[Any], Sequence[Any], bool, "asyncio.Future[Any]", float, store.Attempts | None]
+"""What a caller asked for: the builder, its requests, whether they go alone, the future that the caller awaits, the
+deadline, and the tries once one has failed. A plain tuple is made and taken apart in a quarter of an object's time."""
 
 
 class Coalescer:
@@ -92,10 +84,8 @@ class Coalescer:
             loop = self._bind()
         if self._closed:
             raise StoreUnavailable("not_applied", store.CLOSED)
-        run, future, timeout = _Run(), loop.create_future(), self._timeout
-        run.build, run.requests, run.alone, run.future = build, requests, alone, future
-        run.timeout, run.deadline = timeout, time.monotonic() + timeout
-        self._queue.append(run)
+        future = loop.create_future()
+        self._queue.append((build, requests, alone, future, time.monotonic() + self._timeout, None))
         if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
             self._flush_soon(loop)
         return future
@@ -123,8 +113,7 @@ class Coalescer:
             wire.close()
         while self._wires:  # noqa: ASYNC110 - each tells of its end in one of the loop's next turns
             await asyncio.sleep(0)
-        for run in self._queue:
-            run.fail(run.gave_up(store.CLOSED, sent=False))
+        self._give_up(self._queue, store.CLOSED)
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of this turn of the loop: what callers ask for in it goes along."""
@@ -158,26 +147,26 @@ class Coalescer:
         slots, now = 0, time.monotonic()
         for _ in range(min(share, len(self._queue))):
             run = self._queue.popleft()
-            if run.future.done():
+            _, requests, _, future, deadline, _ = run
+            if future.done():
                 continue
-            if run.deadline <= now:
-                run.fail(run.gave_up(_TOO_LATE, sent=False))
+            if deadline <= now:
+                self._give_up([run], _TOO_LATE)
                 continue
             batch.append(run)
-            slots += len(run.requests)
+            slots += len(requests)
             if slots >= _MAX_BATCH:
                 break
         return batch
 
     async def _connect_and_send(self, batch: list[_Run]) -> None:
         try:
-            async with asyncio.timeout(_time_for(batch)):
+            async with asyncio.timeout(self._time_for(batch)):
                 wire = await self._connect()
         except store.FAILURES as error:
             self._try_again(batch, error, sent=False)
         except Exception as error:  # noqa: BLE001 - whatever it is must leave no caller waiting, nor the next
-            for run in batch:
-                run.fail(error)
+            _fail(batch, error)
             self._release()
         else:
             self._send(wire, batch)
@@ -186,8 +175,7 @@ class Coalescer:
         """A task that is cancelled before its first step has run nothing that could tell its callers."""
         self._connecting.discard(task)
         if task.cancelled():
-            for run in batch:
-                run.fail(run.gave_up(store.CLOSED, sent=False))
+            self._give_up(batch, store.CLOSED)
 
     async def _connect(self) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, self._timeout)
@@ -207,18 +195,19 @@ class Coalescer:
         return wire
 
     def _send(self, wire: _Wire, batch: Sequence[_Run]) -> None:
-        if self.on_batch is not None and (runs := sum(run.build is not sweep for run in batch)):
+        if self.on_batch is not None and (runs := sum(build is not sweep for build, *_ in batch)):
             self.on_batch(runs)
         groups: dict[object, list[_Run]] = {}
         for run in batch:
-            script = run if run.alone else run.build
+            build, _, alone, future, _, _ = run
+            script = future if alone else build
             if script in groups:
                 groups[script].append(run)
             else:
                 groups[script] = [run]
         calls = [_build(self._settings, group) for group in groups.values()]
         answered = partial(self._answered, wire, list(groups.values()), calls, time.monotonic())
-        wire.exchange([call.evalsha() for call in calls], _time_for(batch), answered)
+        wire.exchange([call.evalsha() for call in calls], self._time_for(batch), answered)
 
     def _answered(
         self,
@@ -249,7 +238,7 @@ class Coalescer:
             groups, calls = [group for group, _ in forgotten], [call for _, call in forgotten]
             self._queue.extendleft(refused)
             again = partial(self._answered, wire, groups, calls, sent_at, in_full=True)
-            wire.exchange([call.eval() for call in calls], min(map(_time_for, groups)), again)
+            wire.exchange([call.eval() for call in calls], min(map(self._time_for, groups)), again)
         elif refusal is not None:
             # A replica, perhaps, where there was a master: the next connection looks for it.
             wire.close()
@@ -262,12 +251,25 @@ class Coalescer:
         """What failed goes back into the queue, and its place in flight is free after a pause."""
         pause = 0.0
         for run in reversed(runs):
+            build, requests, alone, future, deadline, attempts = run
+            attempts = attempts or store.Attempts(self._timeout, deadline)
             try:
-                pause = max(pause, run.failed(error, sent=sent))
-                self._queue.appendleft(run)
+                pause = max(pause, attempts.failed(error, sent=sent))
+                self._queue.appendleft((build, requests, alone, future, deadline, attempts))
             except StoreUnavailable as unavailable:
-                run.fail(unavailable)
+                _fail([run], unavailable)
         asyncio.get_running_loop().call_later(pause, self._release)
+
+    def _give_up(self, runs: Iterable[_Run], why: str) -> None:
+        for run in runs:
+            _, _, _, _, deadline, attempts = run
+            attempts = attempts or store.Attempts(self._timeout, deadline)
+            _fail([run], attempts.gave_up(why, sent=False))
+
+    def _time_for(self, batch: Sequence[_Run]) -> float:
+        """Seconds that an attempt may take: no longer than its most pressing run allows."""
+        deadline = min(map(_deadline, batch))
+        return store.time_for_try(deadline - time.monotonic(), self._timeout)
 
     def _release(self) -> None:
         self._in_flight -= 1
@@ -390,19 +392,21 @@ class _Wire(asyncio.Protocol):
             self._timer = None
 
 
-_deadline = attrgetter("deadline")
+_deadline = itemgetter(4)
 
 
-def _time_for(batch: Sequence[_Run]) -> float:
-    """Seconds that an attempt may take: no longer than its most pressing run allows."""
-    return min(batch, key=_deadline).time_for_next()
+def _fail(runs: Iterable[_Run], error: BaseException) -> None:
+    for _, _, _, future, _, _ in runs:
+        if not future.done():
+            future.set_exception(error)
 
 
 def _build(settings: Settings, group: Sequence[_Run]) -> Call[Any]:
     requests: list[Any] = []
-    for run in group:
-        requests += run.requests
-    return group[0].build(settings, requests)
+    for _, own, _, _, _, _ in group:
+        requests += own
+    build, *_ = group[0]
+    return build(settings, requests)
 
 
 def _checked(replies: list[Any] | OSError) -> list[Any]:
@@ -415,14 +419,15 @@ def _hand_out(group: Sequence[_Run], call: Call[Any], reply: Any, sent_at: float
     try:
         outcomes = call.parse(reply, sent_at)
     except Exception as error:  # noqa: BLE001 - a reply that we can't read must leave no caller waiting
-        for run in group:
-            run.fail(error)
+        _fail(group, error)
         return
     if len(outcomes) == len(group):  # nearly always: each asked for one, and to cut it out takes longer
         shares = [[outcome] for outcome in outcomes]
     else:
         rest = iter(outcomes)
-        shares = [list(islice(rest, len(run.requests))) for run in group]
+        shares = [list(islice(rest, len(requests))) for _, requests, *_ in group]
     for run, own in zip(group, shares, strict=True):
-        if not run.future.done():
-            run.future.set_result(call.after_lost_reply(run.requests, own) if run.maybe_applied else own)
+        _, requests, _, future, _, attempts = run
+        if not future.done():
+            is_again = attempts is not None and attempts.maybe_applied
+            future.set_result(call.after_lost_reply(requests, own) if is_again else own)

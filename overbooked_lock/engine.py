@@ -335,9 +335,8 @@ class LockEngine:
         within: float | None = None,
     ) -> Sequence[T | OverbookedError]:
         call = build(self._settings, requests)
-        attempts = store.Attempts()
-        attempts.timeout = self._timeout if within is None else min(self._timeout, within)
-        attempts.deadline = time.monotonic() + attempts.timeout
+        timeout = self._timeout if within is None else min(self._timeout, within)
+        attempts = store.Attempts(timeout, time.monotonic() + timeout)
         while True:
             wire, sent = None, False
             sent_at = time.monotonic()

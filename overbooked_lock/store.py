@@ -72,29 +72,25 @@ def questions(channel: str) -> list[bytes]:
 
 
 class Attempts:
-    """The tries of one call. Who makes it sets ``timeout``, in seconds, and the ``deadline`` by the monotonic clock.
+    """The tries of one call with this timeout, in seconds, and deadline, by the monotonic clock.
 
-    ``maybe_applied`` once a reply is missing. There is no ``__init__``: to have one called takes longer than what it
-    would do, and each call has its attempts.
+    ``maybe_applied`` once a reply is missing.
     """
 
-    timeout: float
-    deadline: float
-    # Of the class as long as nothing failed: nearly every call is the first try of its kind, and the last.
-    _count = 0
-    _why = ""
-    maybe_applied = False
+    def __init__(self, timeout: float, deadline: float) -> None:
+        self._timeout = timeout
+        self._deadline = deadline
+        self._count = 0
+        self._why = ""
+        self.maybe_applied = False
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
-        return self.deadline - time.monotonic()
+        return self._deadline - time.monotonic()
 
     def time_for_next(self) -> float:
-        """Seconds that the next try may take: half of what is left, so that a lost packet costs no call."""
-        left, step = self.time_left(), self.timeout / 16
-        # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
-        half = left / 2 // step * step
-        return max(half, min(left, _SHORTEST_TRY), 0.001)
+        """Seconds that the next try may take."""
+        return time_for_try(self.time_left(), self._timeout)
 
     def failed(self, error: BaseException, *, sent: bool) -> float:
         """Takes note of a failed try; returns the seconds to pause before the next one.
@@ -116,6 +112,14 @@ class Attempts:
     def gave_up(self, why: str, *, sent: bool) -> StoreUnavailable:
         """The error that tells the caller what came of all tries; ``sent`` if a reply to the last one is missing."""
         return StoreUnavailable("unknown" if sent or self.maybe_applied else "not_applied", why)
+
+
+def time_for_try(left: float, timeout: float) -> float:
+    """Seconds that a try may take: half of what is left, so that a lost packet costs no call."""
+    step = timeout / 16
+    # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
+    half = left / 2 // step * step
+    return max(half, min(left, _SHORTEST_TRY), 0.001)
 
 
 class Spin:
