@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from math import ceil
 from operator import itemgetter
 from threading import get_ident
@@ -42,6 +42,9 @@ _TOO_LATE = "its turn did not come in time"
 _Run = tuple[Builder[Any], Sequence[Any], bool, "asyncio.Future[Any]", float, store.Attempts | None]
 """What a caller asked for: the builder, its requests, whether they go alone, the future that the caller awaits, the
 deadline, and the tries once one has failed. A plain tuple is made and taken apart in a quarter of an object's time."""
+
+_Batch = dict[object, list[_Run]]
+"""Runs that are sent together: those in one list share a call."""
 
 
 class Coalescer:
@@ -133,7 +136,7 @@ class Coalescer:
             if not batch:
                 continue
             self._in_flight += 1
-            self._last_batch = len(batch)
+            self._last_batch = sum(map(len, batch.values()))
             if self._idle:
                 self._send(self._idle.pop(), batch)
             else:
@@ -141,41 +144,45 @@ class Coalescer:
                 self._connecting.add(task)
                 task.add_done_callback(partial(self._connected, batch))
 
-    def _take(self, share: int) -> list[_Run]:
+    def _take(self, share: int) -> _Batch:
         """The next runs, a share at most, without those that nobody awaits; with about as many slots as is good."""
-        batch: list[_Run] = []
+        batch: _Batch = {}
         slots, now = 0, time.monotonic()
         for _ in range(min(share, len(self._queue))):
             run = self._queue.popleft()
-            _, requests, _, future, deadline, _ = run
+            build, requests, alone, future, deadline, _ = run
             if future.done():
                 continue
             if deadline <= now:
                 self._give_up([run], _TOO_LATE)
                 continue
-            batch.append(run)
+            script = future if alone else build
+            if script in batch:
+                batch[script].append(run)
+            else:
+                batch[script] = [run]
             slots += len(requests)
             if slots >= _MAX_BATCH:
                 break
         return batch
 
-    async def _connect_and_send(self, batch: list[_Run]) -> None:
+    async def _connect_and_send(self, batch: _Batch) -> None:
         try:
-            async with asyncio.timeout(self._time_for(batch)):
+            async with asyncio.timeout(self._time_for(batch.values())):
                 wire = await self._connect()
         except store.FAILURES as error:
-            self._try_again(batch, error, sent=False)
+            self._try_again(_runs(batch.values()), error, sent=False)
         except Exception as error:  # noqa: BLE001 - whatever it is must leave no caller waiting, nor the next
-            _fail(batch, error)
+            _fail(_runs(batch.values()), error)
             self._release()
         else:
             self._send(wire, batch)
 
-    def _connected(self, batch: Sequence[_Run], task: asyncio.Task[None]) -> None:
+    def _connected(self, batch: _Batch, task: asyncio.Task[None]) -> None:
         """A task that is cancelled before its first step has run nothing that could tell its callers."""
         self._connecting.discard(task)
         if task.cancelled():
-            self._give_up(batch, store.CLOSED)
+            self._give_up(_runs(batch.values()), store.CLOSED)
 
     async def _connect(self) -> _Wire:
         options = store.connection_options(self._pool.connection_kwargs, self._timeout)
@@ -194,20 +201,13 @@ class Coalescer:
             raise
         return wire
 
-    def _send(self, wire: _Wire, batch: Sequence[_Run]) -> None:
-        if self.on_batch is not None and (runs := sum(build is not sweep for build, *_ in batch)):
+    def _send(self, wire: _Wire, batch: _Batch) -> None:
+        groups = list(batch.values())
+        if self.on_batch is not None and (runs := sum(build is not sweep for build, *_ in _runs(groups))):
             self.on_batch(runs)
-        groups: dict[object, list[_Run]] = {}
-        for run in batch:
-            build, _, alone, future, _, _ = run
-            script = future if alone else build
-            if script in groups:
-                groups[script].append(run)
-            else:
-                groups[script] = [run]
-        calls = [_build(self._settings, group) for group in groups.values()]
-        answered = partial(self._answered, wire, list(groups.values()), calls, time.monotonic())
-        wire.exchange([call.evalsha() for call in calls], self._time_for(batch), answered)
+        calls = [_build(self._settings, group) for group in groups]
+        answered = partial(self._answered, wire, groups, calls, time.monotonic())
+        wire.exchange([call.evalsha() for call in calls], self._time_for(groups), answered)
 
     def _answered(
         self,
@@ -222,7 +222,7 @@ class Coalescer:
         if isinstance(replies, OSError):
             while self._idle:  # what broke one connection has mostly broken all
                 self._idle.pop().close()
-            self._try_again([run for group in groups for run in group], replies, sent=True)
+            self._try_again(_runs(groups), replies, sent=True)
             return
         forgotten: list[tuple[list[_Run], Call[Any]]] = []
         refused: list[_Run] = []
@@ -238,7 +238,7 @@ class Coalescer:
             groups, calls = [group for group, _ in forgotten], [call for _, call in forgotten]
             self._queue.extendleft(refused)
             again = partial(self._answered, wire, groups, calls, sent_at, in_full=True)
-            wire.exchange([call.eval() for call in calls], min(map(self._time_for, groups)), again)
+            wire.exchange([call.eval() for call in calls], self._time_for(groups), again)
         elif refusal is not None:
             # A replica, perhaps, where there was a master: the next connection looks for it.
             wire.close()
@@ -266,9 +266,9 @@ class Coalescer:
             attempts = attempts or store.Attempts(self._timeout, deadline)
             _fail([run], attempts.gave_up(why, sent=False))
 
-    def _time_for(self, batch: Sequence[_Run]) -> float:
-        """Seconds that an attempt may take: no longer than its most pressing run allows."""
-        deadline = min(map(_deadline, batch))
+    def _time_for(self, groups: Iterable[list[_Run]]) -> float:
+        """Seconds that an attempt may take: no longer than its most pressing run allows, which came first."""
+        deadline = min(_deadline(group[0]) for group in groups)
         return store.time_for_try(deadline - time.monotonic(), self._timeout)
 
     def _release(self) -> None:
@@ -392,7 +392,11 @@ class _Wire(asyncio.Protocol):
             self._timer = None
 
 
-_deadline = itemgetter(4)
+_requests, _deadline = itemgetter(1), itemgetter(4)
+
+
+def _runs(groups: Iterable[list[_Run]]) -> list[_Run]:
+    return list(chain.from_iterable(groups))
 
 
 def _fail(runs: Iterable[_Run], error: BaseException) -> None:
@@ -402,11 +406,8 @@ def _fail(runs: Iterable[_Run], error: BaseException) -> None:
 
 
 def _build(settings: Settings, group: Sequence[_Run]) -> Call[Any]:
-    requests: list[Any] = []
-    for _, own, _, _, _, _ in group:
-        requests += own
     build, *_ = group[0]
-    return build(settings, requests)
+    return build(settings, list(chain.from_iterable(map(_requests, group))))
 
 
 def _checked(replies: list[Any] | OSError) -> list[Any]:

@@ -64,12 +64,12 @@ async def test_callers_of_many_slots_each_share_a_call(async_lock_engine: AsyncL
 
 @pytest.mark.parametrize(
     ("callers", "expected"),
-    [(2, [1, 1]), (99, [49, 50]), (200, [100, 100]), (256, [128, 128]), (384, [128, 128, 128])],
+    [(2, [1, 1]), (99, [49, 50]), (200, [100, 100]), (256, [128, 128])],
 )
 async def test_a_crowd_goes_in_even_batches(
     async_lock_engine: AsyncLockEngine, ids: list[str], callers: int, expected: list[int]
 ) -> None:
-    """While the server works on one half we work on the other; of a huge crowd the rest waits."""
+    """While the server works on one half we work on the other."""
     batches: list[int] = []
     async_lock_engine._coalescer.on_batch = batches.append
     locks = await asyncio.gather(*(async_lock_engine.lock(slot_id, lock_for=MINUTE) for slot_id in ids[:callers]))
