@@ -87,12 +87,12 @@ class Slot(BaseModel):
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         fields = read.copy()
         fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
-        slot = object.__new__(_OpenSlot)
+        slot: Slot = _OpenSlot()
         slot.__dict__ = fields
         slot.__pydantic_fields_set__ = _SLOT_FIELDS
         slot.__pydantic_extra__ = None
         slot.__pydantic_private__ = None
-        slot.__class__ = cls  # type: ignore[assignment]  # of the same slots
+        slot.__class__ = cls  # of the same slots
         return slot
 
 
@@ -102,6 +102,7 @@ _SLOT_FIELDS = set(Slot.model_fields)
 class _OpenSlot(Slot):
     """A slot before it is sealed by its class: what it consists of can be set, and by no call of Python's."""
 
+    __init__ = object.__init__
     __setattr__ = object.__setattr__
     __delattr__ = object.__delattr__  # were it another's, Python would look up both each time
 
