@@ -40,44 +40,51 @@ if #found == 0 then
   return {now_us, 0, matched}
 end
 
--- Hundreds of slots a call: what is done for each is done without functions.
-local prefix, lock_suffix, record_suffix = ARGV[1], ARGV[2], ARGV[3]
+-- Hundreds of slots a call: what is done for each is done without functions where that can be.
+local sub, prefix, lock_suffix, record_suffix = string.sub, ARGV[1], ARGV[2], ARGV[3]
 local id_at = resource_id == '' and 1 or #entry(resource_id, 0, '') + 1
-local ids, record_names, lock_names = {}, {}, {}
-for i, name in ipairs(found) do
-  local id = string.sub(name, id_at)
-  ids[i], record_names[i], lock_names[i] = id, prefix .. id .. record_suffix, prefix .. id .. lock_suffix
+local ids, lock_names = {unpack(found)}, {unpack(found)}
+for i = 1, #found do
+  local id = sub(found[i], id_at)
+  ids[i], lock_names[i] = id, prefix .. id .. lock_suffix
 end
-local records = redis.call('MGET', unpack(record_names))
 local keys = redis.call('MGET', unpack(lock_names))
 local held = redis.call('HMGET', locks, unpack(ids))
 
+-- On a busy day most slots are another's: who asks for free ones has them passed over before a record is read.
+local shown, record_names, turns = {}, {}, {}
+for i = 1, #ids do
+  local key = keys[i]
+  if not key and held[i] and is_waited_for(held[i]) then
+    local turn = next_in_line(ids[i], lock_names[i])
+    key, turns[i] = turn and turn.key, turn
+    keys[i] = key
+  end
+  if not (only == 1 and key and key ~= lock_key) then
+    shown[#shown + 1], record_names[#record_names + 1] = i, prefix .. ids[i] .. record_suffix
+  end
+end
+local records = #shown > 0 and redis.call('MGET', unpack(record_names)) or {}
+
 local latest_ms = tonumber(to_ms)
 local function ends_in_time(record)
-  if not latest_ms then
-    return true
-  end
   local end_ms = tonumber(string.match(record, '^2%a%a %d+ %d+ %d+ (%-?%d+) ') or '')
   return end_ms and end_ms <= latest_ms
 end
 
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
-for i, id in ipairs(ids) do
-  local record, key = records[i], keys[i]
-  local turn = not key and is_waited_for(held[i]) and next_in_line(id, lock_names[i])
-  if turn then
-    key = turn.key
-  end
-  -- On a busy day most slots are another's: who asks for free ones has them passed over before a record is read.
-  if record and not (only == 1 and key and key ~= lock_key) then
+for n = 1, #shown do
+  local i, record = shown[n], records[n]
+  local key = keys[i]
+  if record then
     local why_not = obstacle(record, key, lock_key)
     local open = why_not and 0 or 1
-    if why_not ~= 'corrupt' and (not only or only == open) and ends_in_time(record) then
+    if why_not ~= 'corrupt' and (not only or only == open) and (not latest_ms or ends_in_time(record)) then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
-        local until_ms = turn and turn.until_ms or tonumber(string.match(held[i] or '', ' (%d+)$'))
+        local until_ms = turns[i] and turns[i].until_ms or tonumber(string.match(held[i] or '', ' (%d+)$'))
         local at = #reply
-        reply[at + 1], reply[at + 2] = id, record
+        reply[at + 1], reply[at + 2] = ids[i], record
         reply[at + 3], reply[at + 4] = key and until_ms or 0, open
       end
     end
