@@ -307,12 +307,12 @@ def check(settings: Settings, claims: Sequence[Claim]) -> Call[Lock | None]:
     keys = settings.keys.of_locks(slots_of(claims))
 
     def parse(reply: Reply, sent_at: float) -> list[Lock | None]:
-        return [
-            _lock(claim.slot_id, claim.lock_key, True, record, until_ms, token, reply[0], sent_at)
-            if tag == b"yours"
-            else None
-            for claim, tag, record, until_ms, token in rows_for(claims, reply)
-        ]
+        outcomes: list[Lock | None] = []
+        for claim, tag, record, until_ms, token in rows_for(claims, reply):
+            ends_at = sent_at + (until_ms * 1000 - reply[0]) / 1_000_000
+            lock = OpenLock().sealed(claim.slot_id, claim.lock_key, until_ms, token, True, record, ends_at)
+            outcomes.append(lock if tag == b"yours" else None)
+        return outcomes
 
     return Call(scripts.CHECK, keys, _claim_fields(claims), parse)
 
@@ -321,10 +321,13 @@ def unlock(settings: Settings, claims: Sequence[Claim], mode: str = "owner") -> 
     keys = settings.keys.of_locks(slots_of(claims))
 
     def parse(reply: Reply, _: float) -> list[Unlocked | OverbookedError]:
-        return [
-            _unlocked(claim.slot_id, tag, record, until_ms, available)
-            for claim, tag, record, until_ms, available in rows_for(claims, reply, head=0)
-        ]
+        outcomes: list[Unlocked | OverbookedError] = []
+        for claim, tag, record, until_ms, available in rows_for(claims, reply, head=0):
+            slot_id = claim.slot_id
+            seen = OpenUnlocked().sealed(slot_id, tag == b"unlocked", record, until_ms, available == 1)
+            is_theirs = tag == b"taken"
+            outcomes.append(LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen) if is_theirs else seen)
+        return outcomes
 
     return Call(scripts.UNLOCK, keys, [mode, *_claim_fields(claims)], parse, _own_unlock)
 
@@ -376,7 +379,9 @@ def _granted(
         if tag == b"locked" or tag == b"yours":  # noqa: PLR1714 - `in` takes longer
             # A retry after a lost reply finds its own lock: with a key nobody else has, that is no earlier hold.
             already_held = tag == b"yours" and not request.key_is_new
-            outcomes.append(_lock(slot_id, request.lock_key, already_held, record, until_ms, token, now_us, sent_at))
+            ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
+            lock = OpenLock().sealed(slot_id, request.lock_key, until_ms, token, already_held, record, ends_at)
+            outcomes.append(lock)
         elif tag == b"taken":
             outcomes.append(taken(slot_id, until_ms, now_us))
         elif tag == b"too_many" and request.quota is not None:
@@ -385,20 +390,6 @@ def _granted(
             # What was withheld has nothing wrong with it: another slot of the call was in the way.
             outcomes.append(_refusal(settings, slot_id, tag.decode(), now_us))
     return outcomes
-
-
-def _lock(
-    slot_id: str,
-    lock_key: str,
-    already_held: bool,
-    record: bytes | None,
-    until_ms: int,
-    token: int,
-    now_us: int,
-    sent_at: float,
-) -> Lock:
-    ends_at = sent_at + (until_ms * 1000 - now_us) / 1_000_000
-    return OpenLock().sealed(slot_id, lock_key, until_ms, token, already_held, record, ends_at)
 
 
 def locked_by_another(slot_id: str, until_ms: int, now_us: int, code: str = "E045") -> SlotLocked:
@@ -432,15 +423,6 @@ def _refusal(settings: Settings, slot_id: str, tag: str, now_us: int) -> Overboo
     kinds: dict[str, type[SlotNotFound | LockLost | StoreCorrupt]]
     kinds = {"not_found": SlotNotFound, "gone": LockLost, "corrupt": StoreCorrupt}
     return kinds[tag](slot_id)
-
-
-def _unlocked(
-    slot_id: str, tag: bytes, record: bytes | None, until_ms: int, available: int
-) -> Unlocked | OverbookedError:
-    seen = OpenUnlocked().sealed(slot_id, tag == b"unlocked", record, until_ms, available == 1)
-    if tag != b"taken":
-        return seen
-    return LockKeyInvalid(slot_id, from_milliseconds(until_ms), seen)
 
 
 def _own_unlock(claim: Claim, outcome: Unlocked | OverbookedError) -> Unlocked | OverbookedError:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from itertools import cycle
 from json.encoder import encode_basestring as _quoted
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, PlainSerializer
 from pydantic_core import from_json
@@ -77,8 +77,8 @@ class Slot(BaseModel):
         Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
         """
         try:
-            read, metadata_json = _read(slot_id, record)
-            metadata = from_json(metadata_json)
+            head, _, metadata_json = record.rpartition(b"\n")
+            read, metadata = _read(head), from_json(metadata_json)
             if not isinstance(metadata, dict):
                 raise StoreCorrupt(slot_id)
             locked_until = arguments.from_milliseconds(locked_until_ms) if locked_until_ms else None
@@ -86,7 +86,8 @@ class Slot(BaseModel):
             raise StoreCorrupt(slot_id) from error
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         fields = read.copy()
-        fields["available"], fields["locked_until"], fields["metadata"] = available, locked_until, metadata
+        fields["available"], fields["id"] = available, slot_id
+        fields["locked_until"], fields["metadata"] = locked_until, metadata
         slot: Slot = _OpenSlot()
         slot.__dict__ = fields
         slot.__pydantic_fields_set__ = _SLOT_FIELDS
@@ -113,30 +114,37 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
     Raises :class:`~overbooked_lock.errors.StoreCorrupt` if the record is none.
     """
     try:
-        before, after = _written(slot_id, record)
+        head, _, metadata = record.rpartition(b"\n")
+        written = _written(head)
+        from_json(metadata)  # whatever stands in the record, what goes out is JSON
         locked_until = _json_date(locked_until_ms) if locked_until_ms else "null"
+        return (
+            f'{{"_object":"slot","available":{JSON_BOOLEAN[available]},{written.before_id},"id":{_quoted(slot_id)},'
+            f'{written.before_locked_until},"locked_until":{locked_until},"metadata":{metadata.decode()},'
+            f"{written.after_metadata}}}"
+        )
     except (ValueError, IndexError, OverflowError) as error:
         raise StoreCorrupt(slot_id) from error
-    return f'{{"_object":"slot","available":{JSON_BOOLEAN[available]}{before}{locked_until}{after}'
 
 
-def _kept(function: Callable[[str, bytes], T]) -> Callable[[str, bytes], T]:
-    """Keeps what a function made of a slot's record: mostly a slot is seen many times before it changes.
+def _kept(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
+    """Keeps what a function made of the head of a slot's record, which is all but its metadata.
 
-    What is kept has a bound: that of 4,096 slots, of no huge record. One in 64 that were not kept is let in. Who comes
-    often soon is; and where very many come once each, few push others out, which takes longer than to make it: memory
-    that is used in turns is in no cache.
+    Mostly a slot is seen many times before it changes, and the seats of an event that were registered together have
+    one head. What is kept has a bound, that of 4,096 heads. One in 64 that were not kept is let in. Which comes often
+    soon is; and where very many come once each, few push others out, which takes longer than to make it: memory that is
+    used in turns is in no cache.
     """
-    kept: OrderedDict[str, tuple[bytes, T]] = OrderedDict()
+    kept: OrderedDict[bytes, T] = OrderedDict()
     let_in = cycle((True, *[False] * 63))
 
-    def kept_or_made(slot_id: str, record: bytes) -> T:
-        known = kept.get(slot_id)
-        if known and known[0] == record:
-            return known[1]
-        made = function(slot_id, record)
-        if next(let_in) and len(record) <= 2048:
-            kept[slot_id] = record, made
+    def kept_or_made(head: bytes) -> T:
+        known = kept.get(head)
+        if known is not None:
+            return known
+        made = function(head)
+        if next(let_in):
+            kept[head] = made
             if len(kept) > 4096:
                 kept.popitem(last=False)
         return made
@@ -145,28 +153,28 @@ def _kept(function: Callable[[str, bytes], T]) -> Callable[[str, bytes], T]:
 
 
 @_kept
-def _read(slot_id: str, record: bytes) -> tuple[dict[str, Any], str]:
-    """The fields of a slot in the order of its model, with room for what is not in the record; its metadata as JSON.
+def _read(head: bytes) -> dict[str, Any]:
+    """The fields of a slot in the order of its model, with room for what is not in the head of its record.
 
     Who wrote the record has validated them. Raises ValueError, IndexError, OverflowError.
     """
-    head, resource_id, start_date, end_date, metadata = record.decode().split("\n", 4)
-    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = head.split(" ")
+    numbers, resource_id, start_date, end_date = head.decode().split("\n")
+    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = numbers.split(" ")
     start, end = datetime.fromisoformat(start_date), datetime.fromisoformat(end_date)
     if start.tzinfo is None or end.tzinfo is None:
-        raise ValueError(slot_id)
+        raise ValueError(numbers)
     num_active, num_cancelled = int(active), int(cancelled)
     created_at = updated_at = arguments.from_milliseconds(int(created_ms))
     if updated_ms != created_ms:
         updated_at = arguments.from_milliseconds(int(updated_ms))
-    fields = {
+    return {
         "object_": "slot",
         "available": False,
         "resource_id": resource_id,
         "capacity": int(capacity),
         "created_at": created_at,
         "end_date": end,
-        "id": slot_id,
+        "id": "",
         "lockable": flags[1] == "L",
         "locked_until": None,
         "metadata": None,
@@ -177,29 +185,29 @@ def _read(slot_id: str, record: bytes) -> tuple[dict[str, Any], str]:
         "status": "active" if flags[2] == "A" else "disabled",
         "updated_at": updated_at,
     }
-    return fields, metadata
+
+
+class _Written(NamedTuple):
+    """What the head of a slot's record tells in its payload."""
+
+    before_id: str
+    before_locked_until: str
+    after_metadata: str
 
 
 @_kept
-def _written(slot_id: str, record: bytes) -> tuple[str, str]:
-    """What stands in a payload after ``available``, and after ``locked_until``.
-
-    Raises ValueError, IndexError, OverflowError.
-    """
-    head, resource_id, start_date, end_date, metadata = record.decode().split("\n", 4)
-    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = head.split(" ")
-    from_json(metadata)  # whatever stands in the record, what goes out is JSON
-    before = (
-        f',"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'
-        f'"end_date":{_quoted(end_date)},"id":{_quoted(slot_id)},"lockable":{JSON_BOOLEAN[flags[1] == "L"]},'
-        f'"locked_until":'
-    )
-    after = (
-        f',"metadata":{metadata},"num_active_bookings":{int(active)},"num_bookings":{int(active) + int(cancelled)},'
+def _written(head: bytes) -> _Written:
+    """Raises ValueError, IndexError, OverflowError."""
+    numbers, resource_id, start_date, end_date = head.decode().split("\n")
+    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = numbers.split(" ")
+    return _Written(
+        f'"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'
+        f'"end_date":{_quoted(end_date)}',
+        f'"lockable":{JSON_BOOLEAN[flags[1] == "L"]}',
+        f'"num_active_bookings":{int(active)},"num_bookings":{int(active) + int(cancelled)},'
         f'"num_cancelled_bookings":{int(cancelled)},"start_date":{_quoted(start_date)},'
-        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{_json_date(int(updated_ms))}}}'
+        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{_json_date(int(updated_ms))}',
     )
-    return before, after
 
 
 @lru_cache(maxsize=4096)

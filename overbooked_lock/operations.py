@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar
 
 from overbooked_lock.calls import Builder, Call, Listed, Settings
 from overbooked_lock.errors import OverbookedError, SlotNotFound, StoreUnavailable
@@ -101,7 +101,7 @@ class Operations:
         With ``undoing`` it is undone in the background if it stays unknown what came of it, or its caller no longer
         waits. That is for keys and ids that were made for this very call: nobody else could end what came of them.
         """
-        asked: set[str] = set()
+        asked: tuple[str, ...] = ()
         while True:
             answer = self._run(build, requests, alone=alone)  # if it can't be asked at all, nothing was applied
             try:
@@ -119,7 +119,7 @@ class Operations:
                 load = self._means.load
                 if load is None or missing.slot_id in asked:
                     raise
-                asked.add(missing.slot_id)
+                asked += (missing.slot_id,)
                 if not await load(missing.slot_id):
                     raise
 
@@ -162,7 +162,7 @@ def all_of(outcomes: Sequence[T | OverbookedError]) -> list[T]:
     for outcome in outcomes:
         if isinstance(outcome, OverbookedError):
             raise outcome
-    return cast("list[T]", outcomes)
+    return outcomes  # type: ignore[return-value]  # none is an error; to call `cast` takes as long as to look
 
 
 def one_of(outcomes: Sequence[T | OverbookedError]) -> T:

@@ -144,42 +144,40 @@ def test_a_slot_is_nobody_elses() -> None:
     assert Slot.from_record("t", record, 0, available=False) != first
 
 
-def _is_kept(slot_id: str, record: bytes) -> bool:
-    return models._read(slot_id, record) is models._read(slot_id, record)
+HEAD = RECORD.rpartition(b"\n")[0]
 
 
-def _see_often(slot_id: str, record: bytes) -> None:
+def _head(capacity: int) -> bytes:
+    return HEAD.replace(b"2LA 0 0 1 ", f"2LA 0 0 {capacity} ".encode())
+
+
+def _is_kept(head: bytes) -> bool:
+    return models._read(head) is models._read(head)
+
+
+def _see_often(head: bytes) -> None:
     for _ in range(64):
-        models._read(slot_id, record)
+        models._read(head)
 
 
-def test_what_was_read_is_kept_of_a_slot_that_is_seen_often() -> None:
-    """As it was last; and it is not taken for what another slot has."""
-    record = RECORD.replace(b"2LA 0 0 1 ", b"2LA 0 0 7 ")
-    _see_often("often", RECORD)
-    assert _is_kept("often", RECORD)
-    assert models._read("often", record)[0]["capacity"] == 7
-    assert models._read("another", RECORD)[0]["id"] == "another"
-    _see_often("often", record)
-    assert _is_kept("often", record)
+def test_what_was_read_is_kept_of_a_record_that_is_seen_often() -> None:
+    """And it is not taken for what another has, nor for that of another slot."""
+    _see_often(HEAD)
+    assert _is_kept(HEAD)
+    assert models._read(_head(7))["capacity"] == 7
+    assert [Slot.from_record(slot_id, RECORD, 0, available=True).id for slot_id in ("s1", "s2")] == ["s1", "s2"]
+    texts = [json.loads(slot_json(slot_id, RECORD, 0, available=True)) for slot_id in ("s1", "s2")]
+    assert [text["id"] for text in texts] == ["s1", "s2"]
 
 
-def test_a_huge_record_is_read_and_not_kept() -> None:
-    """What is kept has a bound."""
-    record = RECORD.removesuffix(b"{}") + json.dumps({"note": "x" * 5000}).encode()
-    assert Slot.from_record("s", record, 0, available=True).metadata == {"note": "x" * 5000}
-    _see_often("s", record)
-    assert not _is_kept("s", record)
-
-
-def test_what_was_read_is_kept_of_so_many_slots_and_no_more() -> None:
-    """Who came first goes first."""
-    _see_often("first", RECORD)
-    kept = models._read("first", RECORD)
+def test_what_was_read_is_kept_of_so_many_records_and_no_more() -> None:
+    """Which came first goes first."""
+    _see_often(HEAD)
+    kept = models._read(HEAD)
     for number in range(64 * 4100):
-        models._read(str(number), RECORD)
-    assert models._read("first", RECORD) is not kept
-    assert sum(_is_kept(str(number), RECORD) for number in range(64 * 4000, 64 * 4100)) >= 90
+        models._read(_head(1000 + number))
+    assert models._read(HEAD) is not kept
+    assert sum(_is_kept(_head(1000 + number)) for number in range(64 * 4000, 64 * 4100)) >= 90
 
 
 def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
