@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from typing import cast
 
 from overbooked_lock import arguments, scripts
@@ -402,6 +402,7 @@ def _over_quota(slot_id: str, most: int, until_ms: int, now_us: int) -> Overbook
     return TooManyLocks(slot_id, most, _time_until(until_ms, now_us))
 
 
+@lru_cache(maxsize=64)  # the refused of one call mostly wanted the same slot
 def _time_until(until_ms: int, now_us: int) -> timedelta:
     return timedelta(microseconds=max(0, until_ms * 1000 - now_us))
 

@@ -8,7 +8,7 @@ suspend, so one ``send`` takes the verb to its end.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, TypeVar
@@ -113,15 +113,20 @@ class Operations:
                 if applied and undoing is not None:
                     self._means.in_background(partial(self._undo, *undoing(requests)))
                 raise
+            refusal = first_error(outcomes)
+            if refusal is None:
+                return outcomes  # type: ignore[return-value]  # none is an error
+            load = self._means.load
+            if isinstance(refusal, SlotNotFound) and load is not None and refusal.slot_id not in asked:
+                asked += (refusal.slot_id,)
+                if await load(refusal.slot_id):
+                    continue
             try:
-                return all_of(outcomes)
-            except SlotNotFound as missing:
-                load = self._means.load
-                if load is None or missing.slot_id in asked:
-                    raise
-                asked += (missing.slot_id,)
-                if not await load(missing.slot_id):
-                    raise
+                raise refusal
+            finally:
+                # A frame that an error's traceback holds must not hold the error: only the garbage collector would free
+                # them, and a rush for a slot ends in very many.
+                del answer, outcomes, refusal
 
     async def _undo(self, build: Builder[Any], requests: Sequence[Any]) -> None:
         """Ends what a call of unknown outcome may have made, or may yet make.
@@ -157,11 +162,18 @@ class Operations:
             )
 
 
-def all_of(outcomes: Sequence[T | OverbookedError]) -> list[T]:
-    """The outcomes of many requests. Raises the first error among them."""
+def first_error(outcomes: Iterable[object]) -> OverbookedError | None:
+    """The first outcome that is an error."""
     for outcome in outcomes:
         if isinstance(outcome, OverbookedError):
-            raise outcome
+            return outcome
+    return None
+
+
+def all_of(outcomes: Sequence[T | OverbookedError]) -> list[T]:
+    """The outcomes of many requests. Raises the first error among them."""
+    if (error := first_error(outcomes)) is not None:
+        raise error
     return outcomes  # type: ignore[return-value]  # none is an error; to call `cast` takes as long as to look
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -76,6 +78,24 @@ async def test_a_crowd_goes_in_even_batches(
     assert sorted(batches) == expected  # they connect at the same time
     await asyncio.gather(*(async_lock_engine.unlock(lock) for lock in locks[:2]))
     assert batches[len(expected) :] == [1, 1]
+
+
+async def test_a_refusal_is_not_left_to_the_garbage_collector(
+    async_lock_engine: AsyncLockEngine, ids: list[str]
+) -> None:
+    """A rush for a slot ends in very many: each goes when nobody has it any more."""
+    await async_lock_engine.lock(ids[0], lock_for=MINUTE)
+    refusals: list[weakref.ref[SlotLocked]] = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            try:
+                await async_lock_engine.lock(ids[0], lock_for=MINUTE)
+            except SlotLocked as refusal:
+                refusals.append(weakref.ref(refusal))
+        assert [refusal() for refusal in refusals[:2]] == [None, None]
+    finally:
+        gc.enable()
 
 
 async def test_an_error_in_one_item_fails_that_item_alone(
