@@ -7,8 +7,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import redis
 
 from overbooked_lock import LockEngine, NewSlot, Slot
+from overbooked_lock.keys import Keys
 from overbooked_lock.operations import CHUNK
 
 HOUR = timedelta(hours=1)
@@ -100,6 +102,16 @@ def test_by_availability(engine: LockEngine, day: list[Slot]) -> None:
     assert ids(engine.list_slots(available=False, lock_key=lock.lock_key).slots) == ["court-a-03"]
     assert engine.list_slots(available=True).total == 46
     assert not set(ids(engine.list_slots(resource_id="court-a", available=True).slots)) & set(taken)
+
+
+@pytest.mark.parametrize("record", ["nonsense", "2LA 0 "], ids=["all of it", "its end"])
+def test_a_record_of_nonsense_is_passed_over(
+    engine: LockEngine, day: list[Slot], raw: redis.Redis, lock_namespace: str, record: str
+) -> None:
+    """Where it would be looked at: the others are listed all the same."""
+    raw.set(Keys(lock_namespace).record("court-a-03"), record)
+    page = engine.list_slots(resource_id="court-a", end_date=DAY + 5 * HOUR)
+    assert ids(page.slots) == ["court-a-00", "court-a-01", "court-a-02", "court-a-04"]
 
 
 def test_a_list_shows_what_get_shows(engine: LockEngine, day: list[Slot]) -> None:
