@@ -104,7 +104,7 @@ def booking_ids(values: object, count: int) -> Sequence[str | None]:
         return [None] * count
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise InvalidArgument("booking_ids", "must be a list of ids, or None")
-    ids = [slot_id(value, f"booking_ids[{at}]") for at, value in enumerate(values)]
+    ids = [slot_id(value, "booking_ids", at) for at, value in enumerate(values)]
     if len(ids) != count or len(set(ids)) < count:
         raise InvalidArgument("booking_ids", "must name one booking for each slot, each once")
     return ids
