@@ -68,7 +68,7 @@ local records = #shown > 0 and redis.call('MGET', unpack(record_names)) or {}
 
 local latest_ms = tonumber(to_ms)
 local function ends_in_time(record)
-  local end_ms = tonumber(string.match(record, '^2%a%a %d+ %d+ %d+ (%-?%d+) ') or '')
+  local end_ms = tonumber(string.match(record, '^3%a%a %d+ %d+ %d+ (%-?%d+) ') or '')
   return end_ms and end_ms <= latest_ms
 end
 

@@ -77,16 +77,18 @@ class Slot(BaseModel):
         Raises :class:`~overbooked_lock.errors.StoreCorrupt` if it is not such a record.
         """
         try:
-            head, _, metadata_json = record.rpartition(b"\n")
+            head, created_and_updated, metadata_json = record.rsplit(b"\n", 2)
             read, metadata = _read(head), from_json(metadata_json)
             if not isinstance(metadata, dict):
                 raise StoreCorrupt(slot_id)
+            dates = _dates(created_and_updated)
             locked_until = arguments.from_milliseconds(locked_until_ms) if locked_until_ms else None
         except (ValueError, IndexError, OverflowError) as error:
             raise StoreCorrupt(slot_id) from error
         # What pydantic's model_copy does, in half the time. Metadata is made anew: nobody gets what another can change.
         fields = read.copy()
         fields["available"], fields["id"] = available, slot_id
+        fields["created_at"], fields["updated_at"] = dates
         fields["locked_until"], fields["metadata"] = locked_until, metadata
         slot: Slot = _OpenSlot()
         slot.__dict__ = fields
@@ -114,26 +116,26 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
     Raises :class:`~overbooked_lock.errors.StoreCorrupt` if the record is none.
     """
     try:
-        head, _, metadata = record.rpartition(b"\n")
+        head, created_and_updated, metadata = record.rsplit(b"\n", 2)
         written = _written(head)
+        created_at, updated_at = _dates_as_json(created_and_updated)
         from_json(metadata)  # whatever stands in the record, what goes out is JSON
         locked_until = _json_date(locked_until_ms) if locked_until_ms else "null"
         return (
-            f'{{"_object":"slot","available":{JSON_BOOLEAN[available]},{written.before_id},"id":{_quoted(slot_id)},'
-            f'{written.before_locked_until},"locked_until":{locked_until},"metadata":{metadata.decode()},'
-            f"{written.after_metadata}}}"
+            f'{{"_object":"slot","available":{JSON_BOOLEAN[available]},{written.before_created_at},"created_at":'
+            f'{created_at},{written.before_id},"id":{_quoted(slot_id)},{written.before_locked_until},"locked_until":'
+            f'{locked_until},"metadata":{metadata.decode()},{written.after_metadata},"updated_at":{updated_at}}}'
         )
     except (ValueError, IndexError, OverflowError) as error:
         raise StoreCorrupt(slot_id) from error
 
 
 def _kept(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """Keeps what a function made of the head of a slot's record, which is all but its metadata.
+    """Keeps what a function made of the head of a slot's record: all before its lines of what is each slot's own.
 
-    Mostly a slot is seen many times before it changes, and the seats of an event that were registered together have
-    one head. What is kept has a bound, that of 4,096 heads. One in 64 that were not kept is let in. Which comes often
-    soon is; and where very many come once each, few push others out, which takes longer than to make it: memory that is
-    used in turns is in no cache.
+    Mostly a slot is seen many times before it changes, and the seats of an event have one head. What is kept has a
+    bound, that of 4,096 heads. One in 64 that were not kept is let in. Which comes often soon is; and where very many
+    come once each, few push others out, which takes longer than to make it: memory used in turns is in no cache.
     """
     kept: OrderedDict[bytes, T] = OrderedDict()
     let_in = cycle((True, *[False] * 63))
@@ -159,20 +161,17 @@ def _read(head: bytes) -> dict[str, Any]:
     Who wrote the record has validated them. Raises ValueError, IndexError, OverflowError.
     """
     numbers, resource_id, start_date, end_date = head.decode().split("\n")
-    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = numbers.split(" ")
+    flags, active, cancelled, capacity, _, _ = numbers.split(" ")
     start, end = datetime.fromisoformat(start_date), datetime.fromisoformat(end_date)
     if start.tzinfo is None or end.tzinfo is None:
         raise ValueError(numbers)
     num_active, num_cancelled = int(active), int(cancelled)
-    created_at = updated_at = arguments.from_milliseconds(int(created_ms))
-    if updated_ms != created_ms:
-        updated_at = arguments.from_milliseconds(int(updated_ms))
     return {
         "object_": "slot",
         "available": False,
         "resource_id": resource_id,
         "capacity": int(capacity),
-        "created_at": created_at,
+        "created_at": None,
         "end_date": end,
         "id": "",
         "lockable": flags[1] == "L",
@@ -183,13 +182,22 @@ def _read(head: bytes) -> dict[str, Any]:
         "num_cancelled_bookings": num_cancelled,
         "start_date": start,
         "status": "active" if flags[2] == "A" else "disabled",
-        "updated_at": updated_at,
+        "updated_at": None,
     }
+
+
+@lru_cache(maxsize=4096)
+def _dates(created_and_updated: bytes) -> tuple[datetime, datetime]:
+    """Slots that were registered together have them in common. Raises ValueError, OverflowError."""
+    created_ms, updated_ms = created_and_updated.split(b" ")
+    created_at = arguments.from_milliseconds(int(created_ms))
+    return created_at, created_at if updated_ms == created_ms else arguments.from_milliseconds(int(updated_ms))
 
 
 class _Written(NamedTuple):
     """What the head of a slot's record tells in its payload."""
 
+    before_created_at: str
     before_id: str
     before_locked_until: str
     after_metadata: str
@@ -199,15 +207,21 @@ class _Written(NamedTuple):
 def _written(head: bytes) -> _Written:
     """Raises ValueError, IndexError, OverflowError."""
     numbers, resource_id, start_date, end_date = head.decode().split("\n")
-    flags, active, cancelled, capacity, _, _, created_ms, updated_ms = numbers.split(" ")
+    flags, active, cancelled, capacity, _, _ = numbers.split(" ")
     return _Written(
-        f'"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)},"created_at":{_json_date(int(created_ms))},'
+        f'"resource_id":{_quoted(resource_id)},"capacity":{int(capacity)}',
         f'"end_date":{_quoted(end_date)}',
         f'"lockable":{JSON_BOOLEAN[flags[1] == "L"]}',
         f'"num_active_bookings":{int(active)},"num_bookings":{int(active) + int(cancelled)},'
         f'"num_cancelled_bookings":{int(cancelled)},"start_date":{_quoted(start_date)},'
-        f'"status":"{"active" if flags[2] == "A" else "disabled"}","updated_at":{_json_date(int(updated_ms))}',
+        f'"status":"{"active" if flags[2] == "A" else "disabled"}"',
     )
+
+
+@lru_cache(maxsize=4096)
+def _dates_as_json(created_and_updated: bytes) -> tuple[str, str]:
+    created_at, updated_at = _dates(created_and_updated)
+    return f'"{utc_date(created_at)}"', f'"{utc_date(updated_at)}"'
 
 
 @lru_cache(maxsize=4096)

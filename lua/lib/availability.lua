@@ -4,10 +4,10 @@ local sub, match = string.sub, string.match  -- a global is looked up by its nam
 -- Why nobody can book this slot, nil if somebody can; then whether it is lockable.
 local function unbookable(record)
   -- Mostly it is lockable and active, and nobody has booked it: to see just that takes a third as long.
-  if sub(record, 1, 6) == '2LA 0 ' then
+  if sub(record, 1, 6) == '3LA 0 ' then
     return nil, 'L'
   end
-  local lockable, status, active, capacity = match(record, '^2(%a)(%a) (%d+) %d+ (%d+) ')
+  local lockable, status, active, capacity = match(record, '^3(%a)(%a) (%d+) %d+ (%d+) ')
   if not lockable then
     return 'corrupt'
   elseif status ~= 'A' then

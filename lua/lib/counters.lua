@@ -3,7 +3,7 @@
 local function count_bookings(i, active, cancelled)
   local record = record_of(i)
   if record then
-    record = string.gsub(record, '^(2%a%a) (%d+) (%d+)', function(head, now_active, now_cancelled)
+    record = string.gsub(record, '^(3%a%a) (%d+) (%d+)', function(head, now_active, now_cancelled)
       return string.format('%s %d %d', head, math.max(0, now_active + active),
         math.max(0, now_cancelled + cancelled))
     end, 1)

@@ -5,7 +5,7 @@ redis.call('ZCARD', expiry)
 
 -- The resource of slot i; nil if not all that is read or changed after the first write is where it should be.
 local function resource_of(i)
-  return string.match(record_of(i), '^2%a%a %d+ %d+ %d+ [^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n')
+  return string.match(record_of(i), '^3%a%a %d+ %d+ %d+ [^\n]*\n([^\n]*)\n[^\n]*\n[^\n]*\n%d+ %d+\n')
 end
 
 -- Why this caller can't have the place, nil if it can; then until when another holds the slot.

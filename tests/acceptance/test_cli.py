@@ -439,7 +439,7 @@ def test_a_lost_lock_cannot_be_extended(call: Run, slot: Slot) -> None:
 def test_active_bookings_keep_a_slot(call: Run, raw: redis.Redis, slot: Slot, lock_namespace: str) -> None:
     """Exit code 8 says that the slot is in use."""
     name = Keys(lock_namespace).record(slot.id)
-    raw.set(name, str(raw.get(name)).replace("2LA 0 0 1 ", "2LA 1 0 1 "))
+    raw.set(name, str(raw.get(name)).replace("3LA 0 0 1 ", "3LA 1 0 1 "))
     done = call("slot", "delete", slot.id)
     assert (done.returncode, "active bookings" in done.stderr) == (8, True)
 

@@ -678,7 +678,7 @@ async def test_one_wrong_key_fails_alone_in_a_merged_call(
     assert all(isinstance(outcome, Lock) for outcome in outcomes)
 
 
-@pytest.mark.parametrize("record", ["nonsense", "2LA 0 0 1 and then nonsense"], ids=["all of it", "its end"])
+@pytest.mark.parametrize("record", ["nonsense", "3LA 0 0 1 and then nonsense"], ids=["all of it", "its end"])
 async def test_one_record_of_nonsense_fails_alone_in_a_merged_call(
     raw: redis.Redis, slots: list[Slot], lock_namespace: str, lock_server: EmbeddedServer, record: str
 ) -> None:

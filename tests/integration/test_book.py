@@ -286,7 +286,7 @@ def test_nothing_is_half_done_where_a_shared_key_is_wrong(
     assert engine.list_bookings().total == 0
 
 
-@pytest.mark.parametrize("text", ["2LA 0 0 1 junk", "2LA 0 x 1 1 1 1 1\nr\na\nb\n{}", "2LA 0 0 1 1 1 1 1\n\n\n"])
+@pytest.mark.parametrize("text", ["3LA 0 0 1 junk", "3LA 0 x 1 1 1\nr\na\nb\n1 1\n{}", "3LA 0 0 1 1 1\n\n\n\n{}"])
 def test_a_slots_record_that_is_cut_off_books_nothing(
     engine: LockEngine, slot: Slot, raw: redis.Redis, lock_namespace: str, text: str
 ) -> None:

@@ -292,7 +292,7 @@ def test_no_booking_moves_to_a_slot_whose_record_is_cut_off(
 ) -> None:
     """It is found out before the first write."""
     target = engine.create_slot(new_slot())
-    raw.set(f"{lock_namespace}:slot:{target.id}:record", "2LA 0 0 1 junk")
+    raw.set(f"{lock_namespace}:slot:{target.id}:record", "3LA 0 0 1 junk")
     if cancelled:
         booking = engine.cancel_booking(booking.id)
     before = counters(engine, slot.id)

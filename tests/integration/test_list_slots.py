@@ -104,7 +104,7 @@ def test_by_availability(engine: LockEngine, day: list[Slot]) -> None:
     assert not set(ids(engine.list_slots(resource_id="court-a", available=True).slots)) & set(taken)
 
 
-@pytest.mark.parametrize("record", ["nonsense", "2LA 0 "], ids=["all of it", "its end"])
+@pytest.mark.parametrize("record", ["nonsense", "3LA 0 "], ids=["all of it", "its end"])
 def test_a_record_of_nonsense_is_passed_over(
     engine: LockEngine, day: list[Slot], raw: redis.Redis, lock_namespace: str, record: str
 ) -> None:

@@ -162,7 +162,7 @@ def test_why_a_slot_cannot_be_locked(
     """In the API's order: not lockable, then disabled, then full; each before whose lock is on it."""
     slot = engine.create_slot(new_slot(lockable=False, status="disabled"))
     key = f"{lock_namespace}:slot:{slot.id}:record"
-    raw.set(key, str(raw.get(key)).replace("2ND 0 0 1", "2ND 1 0 1"))  # as one booking leaves it
+    raw.set(key, str(raw.get(key)).replace("3ND 0 0 1", "3ND 1 0 1"))  # as one booking leaves it
     reasons = []
     for change in ({"lockable": True}, None, {"capacity": 2}):
         with pytest.raises(SlotNotLockable) as refused:

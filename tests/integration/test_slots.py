@@ -146,7 +146,7 @@ def test_active_bookings_protect_a_slot(
     """Neither deleted nor made smaller than what is booked."""
     slot = engine.create_slot(new_slot(capacity=3))
     key = f"{lock_namespace}:slot:{slot.id}:record"
-    raw.set(key, str(raw.get(key)).replace("2LA 0 0 3", "2LA 2 1 3"))  # as bookings leave it
+    raw.set(key, str(raw.get(key)).replace("3LA 0 0 3", "3LA 2 1 3"))  # as bookings leave it
     seen = engine.get_slot(slot.id)
     assert (seen.num_active_bookings, seen.num_cancelled_bookings, seen.num_bookings) == (2, 1, 3)
     with pytest.raises(SlotHasBookings):

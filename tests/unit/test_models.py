@@ -37,8 +37,9 @@ PAYLOAD = """{
 }"""
 UNTIL = datetime(2020, 12, 19, 16, tzinfo=UTC)
 RECORD = (
-    b"2LA 0 0 1 1603313400000 1603312200000 1608392662854 1608392662854\n"
-    b"5b003c67-f69f-471b-9268-3896a9a3df29\n2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n{}"
+    b"3LA 0 0 1 1603313400000 1603312200000\n"
+    b"5b003c67-f69f-471b-9268-3896a9a3df29\n2020-10-21T22:30:00+02:00\n2020-10-21T22:50:00+02:00\n"
+    b"1608392662854 1608392662854\n{}"
 )
 UNTIL_MS = arguments.to_milliseconds(UNTIL)
 LOCK = Lock("3751095a-b4ef-41a3-98a3-b8a0eecfc332", "secret-key", UNTIL_MS, 1795342754587123, False, RECORD, 0.0)
@@ -82,12 +83,15 @@ def test_a_slot_is_immutable() -> None:
     "record",
     [
         b"",
-        b"2LA 0",
-        b"1LA 1 0 0 1608392662854",
+        b"3LA 0",
+        b"2LA 0 0 1 1603313400000 1603312200000 1608392662854 1608392662854",
         RECORD.replace(b"{}", b"{"),
         RECORD.replace(b"{}", b"[]"),
-        RECORD.replace(b"2LA 0 0 1 ", b"2LA 0 0 x "),
-        RECORD.replace(b"2LA 0 0 1 ", b"2 0 0 1 "),
+        RECORD.replace(b"3LA 0 0 1 ", b"3LA 0 0 x "),
+        RECORD.replace(b"3LA 0 0 1 ", b"3 0 0 1 "),
+        RECORD.replace(b"\n1608392662854 ", b"\n1608392662854"),
+        RECORD.replace(b"\n1608392662854 ", b"\nyesterday "),
+        RECORD.replace(b"\n1608392662854 ", b"\n9999999999999999 "),
         RECORD.replace(b"T22:30:00+02:00", b"T22:30:00"),
         RECORD.replace(b"T22:30:00+02:00", b"T22:30:00 o'clock"),
         b"\xff\n\n\n\n",
@@ -144,11 +148,11 @@ def test_a_slot_is_nobody_elses() -> None:
     assert Slot.from_record("t", record, 0, available=False) != first
 
 
-HEAD = RECORD.rpartition(b"\n")[0]
+HEAD = RECORD.rsplit(b"\n", 2)[0]
 
 
 def _head(capacity: int) -> bytes:
-    return HEAD.replace(b"2LA 0 0 1 ", f"2LA 0 0 {capacity} ".encode())
+    return HEAD.replace(b"3LA 0 0 1 ", f"3LA 0 0 {capacity} ".encode())
 
 
 def _is_kept(head: bytes) -> bool:
@@ -168,6 +172,17 @@ def test_what_was_read_is_kept_of_a_record_that_is_seen_often() -> None:
     assert [Slot.from_record(slot_id, RECORD, 0, available=True).id for slot_id in ("s1", "s2")] == ["s1", "s2"]
     texts = [json.loads(slot_json(slot_id, RECORD, 0, available=True)) for slot_id in ("s1", "s2")]
     assert [text["id"] for text in texts] == ["s1", "s2"]
+
+
+def test_what_was_read_is_kept_for_the_seats_of_an_event() -> None:
+    """Each has its own dates of registration and of change, and its own metadata."""
+    _see_often(HEAD)
+    seat = RECORD.replace(b"\n1608392662854 1608392662854\n{}", b'\n1608392662999 1608392663000\n{"seat":2}')
+    slot = Slot.from_record("seat-2", seat, 0, available=True)
+    assert seat.startswith(HEAD)
+    assert (slot.created_at, slot.updated_at) == tuple(map(arguments.from_milliseconds, (1608392662999, 1608392663000)))
+    assert slot.metadata == {"seat": 2}
+    assert slot_json("seat-2", seat, 0, available=True) == slot.model_dump_json()
 
 
 def test_what_was_read_is_kept_of_so_many_records_and_no_more() -> None:
@@ -193,7 +208,7 @@ def test_a_lock_of_an_unregistered_slot_has_no_payload() -> None:
     start=st.datetimes(timezones=st.timezones()).filter(lambda date: 1970 < date.year < 9990),
     until_ms=st.just(0) | st.integers(1_600_000_000_000, 253_402_300_799_999),
     numbers=st.tuples(*[st.integers(0, 10**9)] * 3),
-    flags=st.sampled_from(["2LA", "2LD", "2NA", "2ND"]),
+    flags=st.sampled_from(["3LA", "3LD", "3NA", "3ND"]),
     available=st.booleans(),
 )
 def test_the_text_of_a_payload_is_its_models(
@@ -210,8 +225,8 @@ def test_the_text_of_a_payload_is_its_models(
     capacity, active, cancelled = numbers
     start_date, end_date = given_date(start), given_date(start + timedelta(hours=1))
     record = (
-        f"{flags} {active} {cancelled} {capacity} 1 0 1600000000123 1600000000456\n"
-        f"{resource_id}\n{start_date}\n{end_date}\n{arguments.metadata(metadata)}"
+        f"{flags} {active} {cancelled} {capacity} 1 0\n{resource_id}\n{start_date}\n{end_date}\n"
+        f"1600000000123 1600000000456\n{arguments.metadata(metadata)}"
     ).encode()
     model = Slot.from_record(slot_id, record, until_ms, available=available)
     assert json.loads(slot_json(slot_id, record, until_ms, available=available)) == json.loads(model.model_dump_json())
@@ -222,6 +237,6 @@ def test_the_text_of_a_payload_is_its_models(
 @pytest.mark.parametrize("metadata", ["", "{", "{}x", "junk", '{"a":1'])
 def test_a_text_that_would_be_no_json_is_told(metadata: str) -> None:
     """Whatever stands in the record."""
-    record = f"2LA 0 0 1 1 0 1 1\nr\n2030-01-01T00:00:00Z\n2030-01-01T01:00:00Z\n{metadata}".encode()
+    record = f"3LA 0 0 1 1 0\nr\n2030-01-01T00:00:00Z\n2030-01-01T01:00:00Z\n1 1\n{metadata}".encode()
     with pytest.raises(StoreCorrupt):
         slot_json("s", record, 0, available=True)
