@@ -57,7 +57,7 @@ class Coalescer:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._queue: deque[_Run] = deque()
-        self._flush_is_due = False
+        self._flushes_due = 0
         self._in_flight = 0
         self._last_batch = 0
         self._idle: list[_Wire] = []
@@ -89,7 +89,7 @@ class Coalescer:
             raise StoreUnavailable("not_applied", store.CLOSED)
         future = loop.create_future()
         self._queue.append((build, requests, alone, future, time.monotonic() + self._timeout, None))
-        if not self._flush_is_due and self._in_flight < _IN_FLIGHT:
+        if not self._flushes_due and self._in_flight < _IN_FLIGHT:
             self._flush_soon(loop)
         return future
 
@@ -120,7 +120,7 @@ class Coalescer:
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """At the end of this turn of the loop: what callers ask for in it goes along."""
-        self._flush_is_due = True
+        self._flushes_due += 1
         loop.call_soon(self._flush)
 
     def _flush(self) -> None:
@@ -129,7 +129,9 @@ class Coalescer:
         Of two batches of different size the larger would keep the server busy while we wait for it, and we the server
         after it.
         """
-        self._flush_is_due = False
+        self._flushes_due -= 1
+        if self._flushes_due:
+            return  # other callers have been answered since: the last one comes after all of them
         while self._queue and self._in_flight < _IN_FLIGHT and not self._closed:
             unanswered = len(self._queue) + self._in_flight * self._last_batch
             batch = self._take(ceil(unanswered / _IN_FLIGHT))
@@ -273,9 +275,8 @@ class Coalescer:
 
     def _release(self) -> None:
         self._in_flight -= 1
-        if not self._flush_is_due:
-            # Not at once: who has just been answered may have more to ask, and comes before it.
-            self._flush_soon(self._bind())
+        # Not at once: who has just been answered may have more to ask, and comes before it.
+        self._flush_soon(self._bind())
 
 
 class _Wire(asyncio.Protocol):

@@ -23,6 +23,7 @@ from overbooked_lock import (
     SlotNotFound,
     StoreCorrupt,
 )
+from overbooked_lock.keys import Keys
 
 MINUTE = timedelta(minutes=1)
 
@@ -78,6 +79,31 @@ async def test_a_crowd_goes_in_even_batches(
     assert sorted(batches) == expected  # they connect at the same time
     await asyncio.gather(*(async_lock_engine.unlock(lock) for lock in locks[:2]))
     assert batches[len(expected) :] == [1, 1]
+
+
+async def test_who_is_answered_together_asks_again_in_even_batches(
+    async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis, lock_namespace: str
+) -> None:
+    """Where both replies were there when the loop came to look, the second's callers count before the next is sent."""
+    loop, batches = asyncio.get_running_loop(), list[int]()
+
+    def count(runs: int) -> None:
+        batches.append(runs)
+        if batches == [100, 100]:
+            loop.call_soon(let_both_replies_come)
+
+    def let_both_replies_come() -> None:
+        while raw.hlen(Keys(lock_namespace).locks) <= 200:  # and the last token has a field of its own
+            pass
+        raw.ping()
+
+    async def pair(slot_id: str) -> None:
+        await async_lock_engine.unlock(await async_lock_engine.lock(slot_id, lock_for=MINUTE))
+
+    await asyncio.gather(*map(pair, ids[:2]))  # both are connected from here on
+    async_lock_engine._coalescer.on_batch = count
+    await asyncio.gather(*map(pair, ids[:200]))
+    assert batches == [100, 100, 100, 100]
 
 
 async def test_a_refusal_is_not_left_to_the_garbage_collector(
