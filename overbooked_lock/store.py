@@ -77,12 +77,14 @@ class Attempts:
     ``maybe_applied`` once a reply is missing.
     """
 
+    # Mostly the first try is the only one: what it does not change need not be set for it.
+    maybe_applied = False
+    _failed = 0
+    _why = ""
+
     def __init__(self, timeout: float, deadline: float) -> None:
         self._timeout = timeout
         self._deadline = deadline
-        self._count = 0
-        self._why = ""
-        self.maybe_applied = False
 
     def time_left(self) -> float:
         """Seconds until the deadline; negative after it."""
@@ -90,7 +92,7 @@ class Attempts:
 
     def time_for_next(self) -> float:
         """Seconds that the next try may take."""
-        return time_for_try(self.time_left(), self._timeout)
+        return time_for_try(self._deadline - time.monotonic(), self._timeout)
 
     def failed(self, error: BaseException, *, sent: bool) -> float:
         """Takes note of a failed try; returns the seconds to pause before the next one.
@@ -100,8 +102,8 @@ class Attempts:
         code = _code(error)
         if sent and code not in _PASSING and code not in _FINAL:
             self.maybe_applied = True
-        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._count) * random.uniform(0.5, 1)  # noqa: S311 - no secret
-        self._count += 1
+        pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0**self._failed) * random.uniform(0.5, 1)  # noqa: S311 - no secret
+        self._failed += 1
         if code or not self._why:
             # What the server said tells more than a last try that ran out of time.
             self._why = _cause(error)
@@ -119,7 +121,7 @@ def time_for_try(left: float, timeout: float) -> float:
     step = timeout / 16
     # A round figure is mostly the same as the one before, and a socket's time limit need not be set anew.
     half = left / 2 // step * step
-    return max(half, min(left, _SHORTEST_TRY), 0.001)
+    return half if half > _SHORTEST_TRY else max(half, min(left, _SHORTEST_TRY), 0.001)
 
 
 class Spin:
