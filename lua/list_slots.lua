@@ -49,22 +49,17 @@ for i = 1, #found do
   ids[i], lock_names[i] = id, prefix .. id .. lock_suffix
 end
 local keys = redis.call('MGET', unpack(lock_names))
-local held = redis.call('HMGET', locks, unpack(ids))
 
--- On a busy day most slots are another's: who asks for free ones has them passed over before a record is read.
-local shown, record_names, turns = {}, {}, {}
+-- On a busy day most slots are another's: who asks for free ones has them passed over before more is read of them.
+local shown, shown_ids, record_names = {}, {}, {}
 for i = 1, #ids do
-  local key = keys[i]
-  if not key and held[i] and is_waited_for(held[i]) then
-    local turn = next_in_line(ids[i], lock_names[i])
-    key, turns[i] = turn and turn.key, turn
-    keys[i] = key
-  end
-  if not (only == 1 and key and key ~= lock_key) then
-    shown[#shown + 1], record_names[#record_names + 1] = i, prefix .. ids[i] .. record_suffix
+  if not (only == 1 and keys[i] and keys[i] ~= lock_key) then
+    local at = #shown + 1
+    shown[at], shown_ids[at], record_names[at] = i, ids[i], prefix .. ids[i] .. record_suffix
   end
 end
-local records = #shown > 0 and redis.call('MGET', unpack(record_names)) or {}
+local held = #shown > 0 and redis.call('HMGET', locks, unpack(shown_ids))
+local records = #shown > 0 and redis.call('MGET', unpack(record_names))
 
 local latest_ms = tonumber(to_ms)
 local function ends_in_time(record)
@@ -75,14 +70,18 @@ end
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for n = 1, #shown do
   local i, record = shown[n], records[n]
-  local key = keys[i]
   if record then
+    local key, turn = keys[i], nil
+    if not key and held[n] and is_waited_for(held[n]) then
+      turn = next_in_line(ids[i], lock_names[i])
+      key = turn and turn.key
+    end
     local why_not = obstacle(record, key, lock_key)
     local open = why_not and 0 or 1
     if why_not ~= 'corrupt' and (not only or only == open) and (not latest_ms or ends_in_time(record)) then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
-        local until_ms = turns[i] and turns[i].until_ms or tonumber(string.match(held[i] or '', ' (%d+)$'))
+        local until_ms = turn and turn.until_ms or tonumber(string.match(held[n] or '', ' (%d+)$'))
         local at = #reply
         reply[at + 1], reply[at + 2] = ids[i], record
         reply[at + 3], reply[at + 4] = key and until_ms or 0, open
