@@ -61,12 +61,7 @@ end
 local held = #shown > 0 and redis.call('HMGET', locks, unpack(shown_ids))
 local records = #shown > 0 and redis.call('MGET', unpack(record_names))
 
-local latest_ms = tonumber(to_ms)
-local function ends_in_time(record)
-  local end_ms = tonumber(string.match(record, '^3%a%a %d+ %d+ %d+ (%-?%d+) ') or '')
-  return end_ms and end_ms <= latest_ms
-end
-
+local latest_ms, END, match, never = tonumber(to_ms), '^3%a%a %d+ %d+ %d+ (%-?%d+) ', string.match, math.huge
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for n = 1, #shown do
   local i, record = shown[n], records[n]
@@ -78,7 +73,8 @@ for n = 1, #shown do
     end
     local why_not = obstacle(record, key, lock_key)
     local open = why_not and 0 or 1
-    if why_not ~= 'corrupt' and (not only or only == open) and (not latest_ms or ends_in_time(record)) then
+    if why_not ~= 'corrupt' and (not only or only == open)
+      and (not latest_ms or (match(record, END) or never) - latest_ms <= 0) then
       matched = matched + (filtered and 1 or 0)
       if not filtered or matched > skip and matched <= skip + limit then
         local until_ms = turn and turn.until_ms or tonumber(string.match(held[n] or '', ' (%d+)$'))
