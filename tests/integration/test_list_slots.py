@@ -101,6 +101,7 @@ def test_by_availability(engine: LockEngine, day: list[Slot]) -> None:
     assert ids(engine.list_slots(available=False).slots) == taken
     assert ids(engine.list_slots(available=False, lock_key=lock.lock_key).slots) == ["court-a-03"]
     assert engine.list_slots(available=True).total == 46
+    assert engine.list_slots(available=True, lock_key=lock.lock_key).total == 47
     assert not set(ids(engine.list_slots(resource_id="court-a", available=True).slots)) & set(taken)
 
 
