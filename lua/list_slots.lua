@@ -61,6 +61,8 @@ end
 local held = #shown > 0 and redis.call('HMGET', locks, unpack(shown_ids))
 local records = #shown > 0 and redis.call('MGET', unpack(record_names))
 
+-- A slot's end is compared by subtracting, which reads its text as a number without a call. A record of nonsense ends
+-- never.
 local latest_ms, END, match, never = tonumber(to_ms), '^3%a%a %d+ %d+ %d+ (%-?%d+) ', string.match, math.huge
 local reply = {now_us, filtered and #found == chunk and cursor + chunk or 0, 0}
 for n = 1, #shown do

@@ -3,8 +3,8 @@
 --   resource_id, start_date and end_date as given, a line each
 --   created updated
 --   metadata as given
--- The leading 3 is the format's version; dates without a line of their own are in ms. What is asked of very many stands
--- first, and last what the seats of an event differ in: who reads records keeps what the four lines before say.
+-- The leading 3 is the format's version; all dates but those that are as given are in ms. What is asked of very many
+-- stands first, and last what the seats of an event differ in: who reads records keeps what the four lines before say.
 local FIELDS =
   '^3(%a)(%a) (%d+) (%d+) (%d+) (%-?%d+) (%-?%d+)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d+) (%d+)\n(.*)$'
 

@@ -85,7 +85,7 @@ async def test_who_is_answered_together_asks_again_in_even_batches(
     async_lock_engine: AsyncLockEngine, ids: list[str], raw: redis.Redis, lock_namespace: str
 ) -> None:
     """Where both replies were there when the loop came to look, the second's callers count before the next is sent."""
-    loop, batches = asyncio.get_running_loop(), list[int]()
+    loop, batches, locked_before_the_next = asyncio.get_running_loop(), list[int](), list[int]()
 
     def count(runs: int) -> None:
         batches.append(runs)
@@ -93,9 +93,9 @@ async def test_who_is_answered_together_asks_again_in_even_batches(
             loop.call_soon(let_both_replies_come)
 
     def let_both_replies_come() -> None:
-        while raw.hlen(Keys(lock_namespace).locks) <= 200:  # and the last token has a field of its own
-            pass
+        # The server sends what it has to answer at the end of each of its turns: by the second answer, both are sent.
         raw.ping()
+        locked_before_the_next.append(raw.hlen(Keys(lock_namespace).locks))
 
     async def pair(slot_id: str) -> None:
         await async_lock_engine.unlock(await async_lock_engine.lock(slot_id, lock_for=MINUTE))
@@ -103,6 +103,7 @@ async def test_who_is_answered_together_asks_again_in_even_batches(
     await asyncio.gather(*map(pair, ids[:2]))  # both are connected from here on
     async_lock_engine._coalescer.on_batch = count
     await asyncio.gather(*map(pair, ids[:200]))
+    assert locked_before_the_next == [201]  # and the last token has a field of its own
     assert batches == [100, 100, 100, 100]
 
 
