@@ -1,8 +1,10 @@
-"""Whether a connection looks for its reply or sleeps: it learns from both."""
+"""How long a try waits for its reply, and whether its connection looks for it or sleeps: it learns from both."""
 
 from __future__ import annotations
 
-from overbooked_lock.store import Spin
+import pytest
+
+from overbooked_lock.store import Spin, time_for_try
 
 MICROSECOND = 1e-6
 
@@ -50,3 +52,12 @@ def test_one_reply_that_hung_says_little() -> None:
     assert looks(spin, 5e6, 5e6, 1) == 1
     looks(spin, 60, 120, 1000)
     assert looks(spin, 60, 120, 640) == 630
+
+
+@pytest.mark.parametrize(
+    ("left", "seconds"),
+    [(5, 2.5), (4.9, 2.1875), (2.5, 1.25), (0.9, 0.5), (0.3, 0.3), (-1, 0.001)],
+)
+def test_a_try_leaves_time_for_another(left: float, seconds: float) -> None:
+    """It takes half of what is left, in round figures, so that a lost packet costs no call; unless that is little."""
+    assert time_for_try(left, timeout=5) == pytest.approx(seconds)
