@@ -218,6 +218,14 @@ def test_its_memory_may_be_in_huge_pages(folder: Path) -> None:
             assert "[always]" in THP.read_text() or any("hg" in mapping.split() for mapping in flags)
 
 
+def test_the_keys_of_a_call_for_many_slots_are_fetched_at_once(folder: Path) -> None:
+    """Each start here shows that no server is given a setting that it doesn't know: it would not start."""
+    with EmbeddedServer(folder) as server, redis.Redis.from_url(server.url) as client:
+        if client.info("server").get("valkey_version", "0") < "9":
+            pytest.skip("Valkey does so since 9.0")
+        assert setting(server, "prefetch-batch-max-size") == "128"
+
+
 def test_only_its_user_reaches_it_and_writes_are_durable(folder: Path) -> None:
     """It listens on a private socket alone, and neither forgets a write nor evicts a key."""
     folder.mkdir(mode=0o755)
