@@ -131,22 +131,25 @@ def slot_json(slot_id: str, record: bytes, locked_until_ms: int, *, available: b
 
 
 def _kept(function: Callable[[bytes], T]) -> Callable[[bytes], T]:
-    """Keeps what a function made of the head of a slot's record: all before its lines of what is each slot's own.
+    """Keeps what a function made of a part of a slot's record that it shares with others.
+
+    That is its head, all before the lines of what is each slot's own, or the dates of registration and change.
 
     Mostly a slot is seen many times before it changes, and the seats of an event have one head. What is kept has a
-    bound, that of 4,096 heads. One in 64 that were not kept is let in. Which comes often soon is; and where very many
-    come once each, few push others out, which takes longer than to make it: memory used in turns is in no cache.
+    bound, that of 4,096 parts. One in 64 that were not kept is let in. Which comes often soon is; and where very many
+    come once each, few push others out, which takes longer than to make it: memory used in turns is in no cache. For
+    the same reason what is found is not moved to the end, as an ``lru_cache`` would.
     """
     kept: OrderedDict[bytes, T] = OrderedDict()
     let_in = cycle((True, *[False] * 63))
 
-    def kept_or_made(head: bytes) -> T:
-        known = kept.get(head)
+    def kept_or_made(part: bytes) -> T:
+        known = kept.get(part)
         if known is not None:
             return known
-        made = function(head)
+        made = function(part)
         if next(let_in):
-            kept[head] = made
+            kept[part] = made
             if len(kept) > 4096:
                 kept.popitem(last=False)
         return made
@@ -186,7 +189,7 @@ def _read(head: bytes) -> dict[str, Any]:
     }
 
 
-@lru_cache(maxsize=4096)
+@_kept
 def _dates(created_and_updated: bytes) -> tuple[datetime, datetime]:
     """Slots that were registered together have them in common. Raises ValueError, OverflowError."""
     created_ms, updated_ms = created_and_updated.split(b" ")
@@ -218,7 +221,7 @@ def _written(head: bytes) -> _Written:
     )
 
 
-@lru_cache(maxsize=4096)
+@_kept
 def _dates_as_json(created_and_updated: bytes) -> tuple[str, str]:
     created_at, updated_at = _dates(created_and_updated)
     return f'"{utc_date(created_at)}"', f'"{utc_date(updated_at)}"'
