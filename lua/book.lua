@@ -2,7 +2,7 @@
 -- another does. A booking counts, consumes its caller's lock and is kept in one step. One that is there already (a call
 -- whose reply was lost is sent again) is told as "booked" once more if it says the same, else as "exists". In mode
 -- "all" either every booking is made or nothing changes.
--- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, then per slot: record, then per slot: lock
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, mode, then per slot: slot_id, booking_id, lock_key,
 -- fencing_token, metadata
 --   mode is "each" or "all", where each slot is named once; an empty lock_key stands for none, an empty fencing_token for any

@@ -1,6 +1,6 @@
 -- Guarantee: reads only. Says of each slot whether the caller's lock_key (and fencing token, where one is given)
 -- holds it now.
--- KEYS: locks, expiry, events, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: record, then per slot: lock
 -- ARGV: per slot: slot_id, lock_key, fencing_token
 --   an empty fencing_token stands for any
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, fencing_token

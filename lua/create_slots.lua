@@ -1,6 +1,6 @@
 -- Guarantee: a slot is registered once. One that is registered already stays as it is: told as "created" again when
 -- it says the same (a call whose reply was lost is sent again), else as "exists".
--- KEYS: locks, expiry, events, starts, resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, starts, resources, then per slot: record, then per slot: lock
 -- ARGV: per slot: slot_id, resource_id, lockable, status, capacity, start_ms, end_ms, start_date, end_date, metadata
 --   lockable is L or N, status A or D; dates are given in ms and as text
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available

@@ -1,7 +1,7 @@
 -- Guarantee: a slot goes whole: record, lock, index entries and cancelled bookings. One with active bookings stays. A
 -- slot with very many cancelled bookings takes several calls, of which the last removes the slot.
--- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, starts, resources, then per slot: lock,
--- record
+-- KEYS: locks, expiry, events, bookings:created, bookings:slots, bookings:resources, starts, resources,
+-- then per slot: record, then per slot: lock
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, then per slot: slot_id
 -- Reply: now_us, then per slot: tag
 -- Tags: deleted, more, not_found, has_bookings, corrupt

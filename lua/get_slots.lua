@@ -1,5 +1,5 @@
 -- Guarantee: reads only. Shows each slot as the caller sees it: a lock of its own does not make it unavailable.
--- KEYS: locks, expiry, events, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: record, then per slot: lock
 -- ARGV: per slot: slot_id, lock_key
 --   an empty lock_key stands for none
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available

@@ -1,6 +1,6 @@
 -- Guarantee: a ticket leaves the line of its slot. If the slot was given to it and its owner has not come for it, the
 -- next in line gets it in the same step. A lock that its owner has come for stays.
--- KEYS: locks, expiry, events, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: record, then per slot: lock
 -- ARGV: per slot: slot_id, lock_key, ticket
 -- Reply: now_us, then per slot: tag
 -- Tags: left, gone

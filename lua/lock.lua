@@ -2,7 +2,7 @@
 -- with a fencing token above every earlier one; the key that holds it already keeps its token, and its date is never
 -- shortened; any other key changes nothing. In mode "all" either every slot is locked or nothing changes. A new lock
 -- never brings the holder of a quota above it.
--- KEYS: locks, expiry, events, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: record, then per slot: lock
 -- ARGV: slot_prefix, lock_suffix, record_suffix, booking_prefix, max_lock_ms, scope, mode, then per slot: slot_id,
 -- lock_key, until
 --   scope is "registered", or "any" where a slot needs no record; mode is "each" or "all";

@@ -1,7 +1,7 @@
 -- Guarantee: a lock is removed only by its own lock_key, and by its own fencing token where one is given, so that
 -- a late unlock never ends a newer lock. A slot that is free already stays so. Only an operator's "force" compares
 -- nothing. Where somebody waits in line, the slot is theirs in the same step.
--- KEYS: locks, expiry, events, then per slot: lock, record
+-- KEYS: locks, expiry, events, then per slot: record, then per slot: lock
 -- ARGV: mode, then per slot: slot_id, lock_key, fencing_token
 --   mode is "owner" or "force"; an empty fencing_token stands for any
 -- Reply: per slot: tag, record, locked_until_ms, available

@@ -1,7 +1,7 @@
 -- Guarantee: changes the fields that are given, in one step, and leaves the others. A slot never gets fewer places
 -- than it has active bookings, nor a start that is not before its end. A slot that says all this already is not
 -- touched.
--- KEYS: locks, expiry, events, starts, resources, then per slot: lock, record
+-- KEYS: locks, expiry, events, starts, resources, then per slot: record, then per slot: lock
 -- ARGV: per slot: slot_id, lockable, status, capacity, start_ms, end_ms, start_date, end_date, metadata
 --   lockable is L or N, status A or D; dates are given in ms and as text; an empty text leaves the field
 -- Reply: now_us, then per slot: tag, record, locked_until_ms, available

@@ -74,13 +74,14 @@ class Keys:
 
     def of_locks(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that deals with the locks of these slots."""
-        keys = [self.locks, self.expiry, self.events]
-        prefix, lock, record = self.slot_prefix, self.lock_suffix, self.record_suffix
-        for slot_id in slot_ids:
-            slot = prefix + slot_id
-            keys.append(slot + lock)
-            keys.append(slot + record)
-        return keys
+        slots, lock, record = [self.slot_prefix + slot_id for slot_id in slot_ids], self.lock_suffix, self.record_suffix
+        return [
+            self.locks,
+            self.expiry,
+            self.events,
+            *[slot + record for slot in slots],
+            *[slot + lock for slot in slots],
+        ]
 
     def of_slots(self, slot_ids: Iterable[str]) -> list[str]:
         """What a script needs that registers, changes or removes these slots."""

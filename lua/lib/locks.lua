@@ -34,7 +34,7 @@ end
 
 local function end_of(i)
   local at = first[i]
-  local until_ms = tonumber(ends[at])
+  local until_ms = tonumber(ends[at]) or tonumber(string.match(ends[at] or '', '%d+$'))
   if not until_ms then
     -- Another client set this key by hand: only Redis knows its end, and there may be none.
     local left_ms = redis.call('PTTL', lock_name(i))
@@ -55,6 +55,6 @@ end
 local function lapse(i)
   if token_of(i) and not key_of(i) and not lapsed[ids[i]] then
     lapsed[ids[i]] = true
-    tell('expired', ids[i], record_of(i), string.format('%d', ends[first[i]]), string.format('%d', token_of(i)))
+    tell('expired', ids[i], record_of(i), string.format('%d', end_of(i)), string.format('%d', token_of(i)))
   end
 end

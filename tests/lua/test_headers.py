@@ -101,15 +101,10 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.replace("\n", " ").split(",") if word.strip()]
 
 
-def _split(text: str) -> tuple[list[str], list[str]]:
-    """What stands once, and what stands for each slot."""
-    parts = re.split(r"(?:then )?per (?:slot|booking|API key|answer):", text)
-    return _words(parts[0]), _words(parts[1]) if len(parts) > 1 else []
-
-
-def _counts(text: str, slots: int) -> int:
-    once, each = _split(text)
-    return len(once) + slots * len(each)
+def _named(text: str, slots: int) -> list[str]:
+    """What the header names for so many slots, in order."""
+    once, *each = re.split(r"(?:then )?per (?:slot|booking|API key|answer):", text)
+    return _words(once) + [word for part in each for word in _words(part) * slots]
 
 
 def test_every_script_is_here() -> None:
@@ -130,17 +125,16 @@ def test_keys_and_arguments_are_what_the_builder_sends(name: str, slots: int) ->
     """As many KEYS and ARGV as the header names, in its order where the order can be seen."""
     build, request, _ = BUILDERS[name]
     header = _header(name)
-    per_slot = bool(_split(header["ARGV"])[1])
+    per_slot = _named(header["ARGV"], 1) != _named(header["ARGV"], 0)
     requests: Sequence[Any] = [request] * (slots if per_slot else 1)
     call = build(SETTINGS, requests)
     assert call.script.name == name
-    assert len(call.keys) == _counts(header["KEYS"], len(requests))
-    assert len(call.args) == _counts(header["ARGV"], len(requests))
+    assert len(call.args) == len(_named(header["ARGV"], len(requests)))
     kinds = {"lock": "header:slot:s:lock", "record": "header:slot:s:record", "api_keys": "header:api:keys"}
     kinds |= {"answer": "header:answer:n"}
-    once, each = _split(header["KEYS"])
-    assert call.keys[: len(once) + len(each)] == [
-        kinds.get(kind, f"header:{kind if ':' in kind else 'slots:' + kind}") for kind in once + each
+    assert call.keys == [
+        kinds.get(kind, f"header:{kind if ':' in kind else 'slots:' + kind}")
+        for kind in _named(header["KEYS"], len(requests))
     ]
 
 
@@ -163,9 +157,8 @@ def test_the_reply_has_the_width_that_the_header_names(name: str, raw: redis.Red
         requests = [with_other(request, slot_id=f"header-{i}") for i in range(3)]
     call = build(Settings(Keys(lock_namespace), 60_000, "registered"), requests)
     reply = raw.eval(call.script.source, len(call.keys), *call.keys, *call.args)
-    once, each = _split(_header(name)["Reply"])
     rows = 0 if name.startswith("list_") else len(requests)
-    assert len(reply) == len(once) + rows * len(each)
+    assert len(reply) == len(_named(_header(name)["Reply"], rows))
 
 
 def test_included_parts_are_all_used() -> None:
