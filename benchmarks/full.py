@@ -342,7 +342,7 @@ def measure(
     say("ceilings")
     with private_server("tcp") as (url, _):
         found = ceilings.measure(url, seconds)
-    rows += crowd_rows(slots, seconds, rounds)
+    rows += crowd_rows(slots, seconds, 2 * rounds)  # a difference of two rates moves more than either
     rows += list_rows(min(slots, LISTED_SLOTS))
     rows += http_rows(seconds * 2, max(1, rounds // 3))
     return rows, comparisons, found, circumstances
