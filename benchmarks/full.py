@@ -272,7 +272,7 @@ def crowd_rows(slots: int, seconds: float, rounds: int) -> list[Row]:
                     many_worker: crowd.callers_of(used, slots),
                 }
                 for worker, names in names_of.items():
-                    worker.turn(names, min(WARM_UP, seconds))
+                    worker.turn(names, 5 * seconds)  # until what registering left behind in the server's heap is gone
                 rates = in_turns(
                     (few_worker, many_worker),
                     lambda worker: 1 / worker.turn(names_of[worker], seconds).seconds_a_pair,
