@@ -54,10 +54,10 @@ _SOCKET = "server.sock"
 # 4 KiB, most of what a call touches has to be looked up in tables that no cache holds: in huge pages it takes a seventh
 # less.
 _ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=10000:glibc.malloc.hugetlb=1"}
-# Lua collects what scripts leave behind when its memory has grown to this, in percent of what was in use; unasked, to
-# 200. A call for many slots makes hundreds of short-lived strings: in less memory they stay in the processor's cache,
-# which is worth more than to collect oftener costs. A server that is made to forget its scripts forgets this, too.
-_GARBAGE_PAUSE = "collectgarbage('setpause', 110)"
+# A call for many slots leaves hundreds of strings behind. Lua collects them in small steps, while as many are made again;
+# in steps fifty times as large (this is in percent) it is soon done, and what it walks through stays in the processor's
+# cache. A server that is made to forget its scripts forgets this, too.
+_LARGE_STEPS = "collectgarbage('setstepmul', 10000)"
 _SOCKET_PATH_BYTES = 103  # what macOS can bind; Linux has room for 107
 # All that a crash can leave in a folder that has no record yet.
 _BEFORE_RECORD = {"users.lock", "server.lock", "server.json.new"}
@@ -186,7 +186,7 @@ class EmbeddedServer:
             client.ping()  # refused until the data is loaded
             if fsync == "always":
                 client.config_set("appendfsync", fsync)
-            client.eval(_GARBAGE_PAUSE, 0)
+            client.eval(_LARGE_STEPS, 0)
             info = client.info("server")
         self.url = f"unix://{quote(str(self.socket_path))}"
         self.pid = int(info["process_id"])

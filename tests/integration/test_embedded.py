@@ -226,10 +226,10 @@ def test_the_keys_of_a_call_for_many_slots_are_fetched_at_once(folder: Path) -> 
         assert setting(server, "prefetch-batch-max-size") == "128"
 
 
-def test_scripts_leave_little_garbage_behind(folder: Path) -> None:
-    """To set Lua's pause tells what it was before."""
+def test_lua_collects_what_scripts_leave_behind_in_large_steps(folder: Path) -> None:
+    """To set the size of its steps tells what it was before."""
     with EmbeddedServer(folder) as server:
-        assert ask(server, "EVAL", "return collectgarbage('setpause', 200)", 0) == 110
+        assert ask(server, "EVAL", "return collectgarbage('setstepmul', 200)", 0) == 10_000
 
 
 def test_only_its_user_reaches_it_and_writes_are_durable(folder: Path) -> None:
