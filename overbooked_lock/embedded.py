@@ -54,9 +54,9 @@ _SOCKET = "server.sock"
 # 4 KiB, most of what a call touches has to be looked up in tables that no cache holds: in huge pages it takes a seventh
 # less.
 _ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=10000:glibc.malloc.hugetlb=1"}
-# A call for many slots leaves hundreds of strings behind. Lua collects them in small steps, while as many are made again;
-# in steps fifty times as large (this is in percent) it is soon done, and what it walks through stays in the processor's
-# cache. A server that is made to forget its scripts forgets this, too.
+# A call for many slots leaves hundreds of strings behind. Lua collects them in small steps, while as many are made
+# again; in steps fifty times as large (this is in percent) it is soon done, and what it walks through stays in the
+# processor's cache. A server that is made to forget its scripts forgets this, too.
 _LARGE_STEPS = "collectgarbage('setstepmul', 10000)"
 _SOCKET_PATH_BYTES = 103  # what macOS can bind; Linux has room for 107
 # All that a crash can leave in a folder that has no record yet.
