@@ -25,7 +25,6 @@ from rich.table import Table
 from benchmarks import ceilings, crowd, http, report, server_stats, workloads
 from benchmarks.measuring import (
     CALLERS,
-    TURNS_OF_ONE,
     WARM_UP,
     Circumstances,
     Spread,
@@ -146,7 +145,6 @@ def peers(url: str, seconds: float, rounds: int) -> tuple[list[Comparison], Serv
     """Side by side: many callers, one, and one thread."""
     work = ServerWork()
     many, one = slot_names(CALLERS), slot_names(1)
-    short, rounds_of_one = seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE
     warm_up = min(WARM_UP, seconds)
     with LockEngine.from_url(url) as engine, redis.Redis.from_url(url) as admin:
         engine.create_slots(map(registered_slot, many))
@@ -157,16 +155,16 @@ def peers(url: str, seconds: float, rounds: int) -> tuple[list[Comparison], Serv
             return side.worker.turn(many, seconds)
 
         def of_one(side: Side) -> Turn:
-            return side.worker.turn(one, short)
+            return side.worker.turn(one, seconds)
 
         with started(ASYNC, url, (1, CALLERS), warm_up) as sides:
             say(f"lock and unlock, {CALLERS} async callers")
             crowded = compare(f"Async, {CALLERS} callers in one process", "pairs/s", sides, of_many, rounds)
             say("one async caller")
-            alone = compare("Async, one caller", "µs/pair", sides, of_one, rounds_of_one)
+            alone = compare("Async, one caller", "µs/pair", sides, of_one, rounds)
         with started(SYNC, url, (1,), warm_up) as sides:
             say("one thread")
-            sync = compare("Sync, one thread", "µs/pair", sides, of_one, rounds_of_one)
+            sync = compare("Sync, one thread", "µs/pair", sides, of_one, rounds)
     return [crowded, alone, sync], work
 
 

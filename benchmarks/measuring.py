@@ -24,8 +24,6 @@ from overbooked_lock import EmbeddedServer, NewSlot
 CALLERS = 200
 LOCK_FOR = timedelta(seconds=30)
 WARM_UP = 0.3  # seconds, for connections, scripts and caches
-# A single caller has no crowd to start: in a round it takes that many short turns, for a steadier median.
-TURNS_OF_ONE = 5
 
 Transport = Literal["tcp", "unix"]
 Circumstances = dict[str, str | int | float]

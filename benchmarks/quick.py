@@ -26,7 +26,6 @@ from rich.table import Table
 from benchmarks.measuring import (
     CALLERS,
     LOCK_FOR,
-    TURNS_OF_ONE,
     WARM_UP,
     Circumstances,
     Spread,
@@ -190,11 +189,11 @@ def run(url: str, seconds: float, rounds: int) -> Iterator[Result]:
             ours, theirs = our_async(async_engine, ids, runner), their_async(async_client, names, runner)
             yield compare(ASYNC_MANY, ours, theirs, seconds, rounds)
             ours, theirs = our_async(async_engine, ids[:1], runner), their_async(async_client, names[:1], runner)
-            yield compare(ASYNC_ONE, ours, theirs, seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE)
+            yield compare(ASYNC_ONE, ours, theirs, seconds, rounds)
             runner.run(async_engine.close())
             runner.run(async_client.aclose())
         our_side, their_side = our_sync(engine, ids[0]), their_sync(client, names[0])
-        yield compare(SYNC_ONE, our_side, their_side, seconds / TURNS_OF_ONE, rounds * TURNS_OF_ONE)
+        yield compare(SYNC_ONE, our_side, their_side, seconds, rounds)
 
 
 def show(results: list[Result], circumstances: Circumstances) -> None:
