@@ -30,6 +30,7 @@ from overbooked_lock import (
     SlotLocked,
     StoreUnavailable,
 )
+from overbooked_lock.arguments import to_milliseconds
 
 MINUTE = timedelta(minutes=1)
 BLINK = timedelta(milliseconds=40)
@@ -142,6 +143,25 @@ def test_many_slots_of_a_call_are_one_entry(
     assert [line[1] for line in told(raw, lock_namespace)] == ids * 3
 
 
+def test_each_slot_of_a_call_is_told_of_with_its_own_date_and_resource(
+    engine: LockEngine, new_slot: Make, raw: redis.Redis, lock_server: EmbeddedServer, lock_namespace: str
+) -> None:
+    """Though neighbours mostly have them in common; here each has one of the two."""
+    slots = engine.create_slots([new_slot(resource_id=f"court-{(i + 1) // 2 % 2}") for i in range(8)])
+
+    async def lock_together() -> list[Lock]:
+        async with AsyncLockEngine.from_url(lock_server.url, namespace=lock_namespace) as callers:
+            asked = [callers.lock(slot.id, lock_for=MINUTE * (1 + i // 2 % 2)) for i, slot in enumerate(slots)]
+            return await asyncio.gather(*asked)
+
+    locks = asyncio.run(lock_together())
+    lines = {line[1]: line[2:] for line in told(raw, lock_namespace) if line[0] == "locked"}
+    assert lines == {
+        slot.id: [slot.resource_id, str(to_milliseconds(lock.locked_until)), str(lock.fencing_token)]
+        for slot, lock in zip(slots, locks, strict=True)
+    }
+
+
 def test_an_end_by_date_is_told_once_whoever_sweeps(
     make_engine: Callable[..., LockEngine], new_slot: Make, raw: redis.Redis, lock_namespace: str,
     await_expiry: Callable[[str], None],
@@ -168,8 +188,8 @@ def test_an_end_is_told_before_what_comes_next(
     await_expiry: Callable[[str], None],
     verb: str,
 ) -> None:
-    """Even if no sweeper came by in between; and it is not told again."""
-    engine.lock(slot.id, lock_for=BLINK)
+    """Even if no sweeper came by in between, with its own date and token; and it is not told again."""
+    lock = engine.lock(slot.id, lock_for=BLINK)
     await_expiry(slot.id)
     if verb == "lock":
         engine.lock(slot.id, lock_for=MINUTE)
@@ -177,6 +197,8 @@ def test_an_end_is_told_before_what_comes_next(
         getattr(engine, verb)(slot.id)
     follows = {"lock": "locked", "book": "booked", "delete_slot": "slot_deleted"}[verb]
     assert kinds(raw, lock_namespace, slot.id) == ["slot_changed", "locked", "expired", follows]
+    [end] = [line for line in told(raw, lock_namespace) if line[0] == "expired"]
+    assert end[3:] == [str(to_milliseconds(lock.locked_until)), str(lock.fencing_token)]
     assert engine.sweep() == 0
 
 
