@@ -5,7 +5,7 @@
 -- A slot that is handed to the first in line has its ticket, too, so that nobody else wakes.
 -- Lines are kept in pieces, of which neighbours mostly have all but the id and the token in common: a string of its own
 -- for each would be made, hashed and collected.
-local told, told_count = {unpack(KEYS)}, 0  -- with as much room to begin with: a table that grows is moved
+local told, told_count = {unpack(KEYS)}, 0  -- with room to begin with: a table that grows is moved
 local kind_before, head, resource_before, until_before, middle
 local EVENTS_KEPT = 10000
 local find, sub = string.find, string.sub  -- a global is looked up by its name each time

@@ -1,8 +1,8 @@
 -- The slots that this call names. The script says where they stand: the first of their KEYS, the ARGV before the first
 -- slot, the ARGV of each. Callers may name one slot twice in a call, and the later must see what the earlier did: what
 -- is known of a slot stands at the place where the call names it first.
--- In KEYS all records come before all locks: Valkey fetches the first 128 at once (see EmbeddedServer), and of a record
--- there is more to fetch. From here on each slot's two names stand together.
+-- In KEYS all records come before all locks: Valkey fetches the first ones from memory at once (16, or 128 where it is
+-- told to, as EmbeddedServer does), and of a record there is more to fetch. From here on a slot's two names are a pair.
 local KEYS, ARGV = KEYS, ARGV  -- a global is looked up by its name each time
 local names = {unpack(KEYS, FIRST_KEY)}
 local count = #names / 2

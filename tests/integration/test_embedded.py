@@ -221,7 +221,8 @@ def test_its_memory_may_be_in_huge_pages(folder: Path) -> None:
 def test_the_keys_of_a_call_for_many_slots_are_fetched_at_once(folder: Path) -> None:
     """Each start here shows that no server is given a setting that it doesn't know: it would not start."""
     with EmbeddedServer(folder) as server, redis.Redis.from_url(server.url) as client:
-        if client.info("server").get("valkey_version", "0") < "9":
+        version = client.info("server").get("valkey_version", "0")
+        if int(version.partition(".")[0]) < 9:
             pytest.skip("Valkey does so since 9.0")
         assert setting(server, "prefetch-batch-max-size") == "128"
 
@@ -230,6 +231,16 @@ def test_lua_collects_what_scripts_leave_behind_in_large_steps(folder: Path) -> 
     """To set the size of its steps tells what it was before."""
     with EmbeddedServer(folder) as server:
         assert ask(server, "EVAL", "return collectgarbage('setstepmul', 200)", 0) == 10_000
+
+
+def test_a_server_whose_scripts_may_not_set_that_is_used_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is only slower."""
+    monkeypatch.setattr(embedded, "_LARGE_STEPS", "no_such_function()")
+    monkeypatch.setattr(embedded, "PATIENCE", 2.0)
+    with EmbeddedServer(folder) as server:
+        assert ask(server, "PING")
 
 
 def test_only_its_user_reaches_it_and_writes_are_durable(folder: Path) -> None:
